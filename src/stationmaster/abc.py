@@ -1,0 +1,140 @@
+"""The seams: what a source, a handler, a sink, an embedder and an observer must be. Structural, nothing to inherit."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import attrs
+
+if TYPE_CHECKING:
+    from stationmaster.batch import BatchReport, OffsetRange, Record, StationInput
+    from stationmaster.events import Event
+
+StationHandler: TypeAlias = Callable[["StationInput"], Awaitable[Mapping[str, Any] | None]]
+"""`async def handle(station) -> mapping, or None for "nothing to report"`.
+
+It runs in its station's own task, one job at a time, in order. It is cancelled when its batch closes. What it raises
+makes this station `failed` in this batch and harms nobody else.
+"""
+
+Vector: TypeAlias = Sequence[float]
+"""One embedding: a buffer of float32 (`memoryview`, format "f") where it came as base64, else a list of floats."""
+
+
+class Source(Protocol):
+    """Where records come from. Opened by an `async with open_...()`; one task polls it."""
+
+    async def poll(self) -> Sequence[Record]:
+        """Wait for the next records: at least one, in order within each partition, bounded in number.
+
+        Raises:
+            trio.EndOfChannel: the source is bounded and at its end.
+            SourceError: it cannot go on.
+
+        Cancellation loses no record: what was not returned comes with the next call.
+        """
+        ...
+
+    def account(self, offsets: OffsetRange, /) -> None:
+        """Take note that these offsets are uploaded, kept elsewhere, or dead letters. Never waits, never raises.
+
+        `first` and `last` are offsets of polled records, ranges do not overlap; they may come in any order.
+        The contiguous prefix of accounted offsets is committed in the course of time and when the source closes.
+        Ranges of an older generation are dropped.
+        """
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class Accepted:
+    """The target took the batch (2xx, or a code that the configuration counts as such)."""
+
+    status: int = 200
+
+
+@attrs.frozen(kw_only=True)
+class Rejected:
+    """The target refuses this very batch for good (400, 413, 422): sending it again cannot help."""
+
+    status: int
+    answer: str
+    """The first 2 KiB of what it said."""
+
+
+@attrs.frozen(kw_only=True)
+class TryAgain:
+    """A passing trouble: 408, 409, 425, 429, 5xx, or the network."""
+
+    reason: str
+    retry_after_s: float | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Unavailable:
+    """The target refuses everybody (401, 403, 404, 405, 3xx): a wrong token or URL. Somebody must mend it."""
+
+    reason: str
+
+
+UploadAnswer: TypeAlias = Accepted | Rejected | TryAgain | Unavailable
+
+
+class Sink(Protocol):
+    """Where closed batches go."""
+
+    async def upload(self, report: BatchReport, /) -> UploadAnswer:
+        """Send one batch once. Retrying is the caller's business.
+
+        Must accept the same `report.batch.batch_id` again without doubling it (at-least-once). Errors of the target
+        are answers; what is raised is a bug and ends the pipeline. May be called by several tasks at once. If
+        cancelled, the batch may or may not have arrived.
+        """
+        ...
+
+
+class Embedder(Protocol):
+    """Anything that turns a list of texts into a list of vectors."""
+
+    async def embed(self, texts: Sequence[str], /) -> Sequence[Vector]:
+        """Embed the texts in one call.
+
+        Args:
+            texts: at least one non-empty text.
+
+        Returns:
+            One vector per text, same order, all of one dimension.
+
+        Raises:
+            EmbedderError: see `stationmaster.errors` for the kinds.
+
+        Honours the caller's cancel scopes; if cancelled, the call is given up and its connection closed.
+        """
+        ...
+
+
+class Observer(Protocol):
+    """Hears what happens: the one seam for logs, metrics, status pages and tests.
+
+    Called synchronously on the loop: be quick, do not block. It must not raise: an error here is a bug and ends the
+    pipeline.
+    """
+
+    @property
+    def detailed(self) -> bool:
+        """Whether events of every single station and row are wanted too (they cost time)."""
+        ...
+
+    def observe(self, event: Event, /) -> None:
+        """Take note of one event."""
+        ...
+
+
+@attrs.frozen
+class NullObserver:
+    """Hears nothing: the default."""
+
+    detailed: bool = False
+
+    def observe(self, event: Event, /) -> None:
+        """Ignore it."""

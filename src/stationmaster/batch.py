@@ -1,0 +1,188 @@
+"""The values that travel: record, message, batch, station input, station result, report. No behaviour, no I/O.
+
+Way of the data: `Record` (bytes from a source) -> `Message` (parsed) -> `Batch` (opened, with its deadline)
+-> `StationInput` (what a handler gets) -> `StationResult` -> `BatchReport` (what is uploaded).
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+
+@attrs.frozen(kw_only=True)
+class Record:
+    """One record of a source, unread.
+
+    `generation` counts the assignments of this partition to this process: what was polled under an older one
+    can no longer be committed.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    """Milliseconds since the epoch; 0 if the source does not know."""
+    value: bytes | None
+    """None is a tombstone."""
+    generation: int = 0
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class OffsetRange:
+    """Offsets `first` to `last` (both included) of one partition, as polled under one generation."""
+
+    topic: str
+    partition: int
+    first: int
+    last: int
+    generation: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class BadEntry:
+    """An entry of `stationData` that cannot be used; its neighbours can."""
+
+    index: int
+    """Position in its message's `stationData`, from 0."""
+    reason: str
+
+
+@attrs.frozen(kw_only=True)
+class Message:
+    """A parsed message. Its entries belong to it alone: whoever gets them may change them."""
+
+    topic: str
+    partition: int
+    offset: int
+    generation: int
+    record_timestamp_ms: int
+    timestamp: datetime
+    """The message's own time, else the record's. Always with a time zone."""
+    entries: tuple[tuple[str, Mapping[str, Any]], ...]
+    """(station id, reading) in the message's order; a reading is the entry without its `stationId`."""
+    fields: Mapping[str, Any]
+    """The other top-level fields."""
+    bad_entries: tuple[BadEntry, ...] = ()
+    size_bytes: int = 0
+    topic_differs: bool = False
+    """The `topic` field names another topic than the one it came by (only counted)."""
+
+
+@attrs.frozen(kw_only=True)
+class Refusal:
+    """Why a record is no usable message: a short reason (kebab-case, bounded in number) and a detail for people."""
+
+    reason: str
+    detail: str
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Batch:
+    """An opened batch."""
+
+    batch_id: str
+    topic: str
+    opened_at: datetime
+    deadline: float
+    """Absolute, on trio's clock."""
+    ranges: tuple[OffsetRange, ...]
+    entries: Mapping[str, tuple[Mapping[str, Any], ...]]
+    """Station id -> its readings in order; the keys stand in the messages' order."""
+    last_message: Mapping[str, Message]
+    """Station id -> the last message that named it."""
+    bad_entries: tuple[BadEntry, ...] = ()
+    size_bytes: int = 0
+
+
+@attrs.frozen(eq=False)
+class StationInput:
+    """What a handler gets: one station of one batch."""
+
+    station_id: str
+    readings: tuple[Mapping[str, Any], ...]
+    """One per entry of this station in the batch, in order; without `stationId`."""
+    batch: Batch
+    message: Message
+    """The last message of the batch that names this station."""
+
+    @property
+    def batch_id(self) -> str:
+        """The batch's id."""
+        return self.batch.batch_id
+
+    @property
+    def topic(self) -> str:
+        """The Kafka topic."""
+        return self.batch.topic
+
+    @property
+    def timestamp(self) -> datetime:
+        """The time of the last message that names this station."""
+        return self.message.timestamp
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The other top-level fields of that message."""
+        return self.message.fields
+
+    @property
+    def deadline(self) -> float:
+        """The batch's deadline on trio's clock; also `trio.current_effective_deadline()` inside a handler."""
+        return self.batch.deadline
+
+
+class Outcome(enum.Enum):
+    """What became of a station in a batch. The value is the name in the upload."""
+
+    SUCCEEDED = "succeeded"
+    NO_OUTPUT = "noOutput"
+    FAILED = "failed"
+    TIMED_OUT = "timedOut"
+    MISSING = "missing"
+    REJECTED = "rejected"
+
+
+class ClosedBy(enum.Enum):
+    """Which rule closed a batch."""
+
+    COMPLETE = "complete"
+    QUORUM = "quorum"
+    DEADLINE = "deadline"
+
+
+@attrs.frozen(eq=False)
+class StationResult:
+    """The one outcome of one station in one batch."""
+
+    station_id: str
+    outcome: Outcome
+    value: Mapping[str, Any] | None = None
+    """The handler's mapping (`succeeded` only)."""
+    reason: str = ""
+    """Why not, for people (empty when succeeded)."""
+    encoded: bytes = b""
+    """`{"stationId": ..., **value}` as JSON (`succeeded` only): made at the station's edge, so that a value that
+    cannot be encoded fails its own station and no other."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class BatchReport:
+    """A closed batch: what is uploaded, once."""
+
+    batch: Batch
+    closed_by: ClosedBy
+    closed_at: datetime
+    duration_s: float
+    """From opening to closing."""
+    results: tuple[StationResult, ...]
+    """One per expected station, in the messages' order."""
+    counts: Mapping[Outcome, int]
+    """Every outcome, zeros included."""

@@ -1,0 +1,243 @@
+"""What happened, as frozen values: the one seam for logs, metrics, the status page and tests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import attrs
+
+if TYPE_CHECKING:
+    from stationmaster.batch import Batch, BatchReport, OffsetRange, Outcome, Record
+
+# --------------------------------------------------------------------------------------------- messages and batches
+
+
+@attrs.frozen(kw_only=True)
+class MessageRefused:
+    """A record is a dead letter: it cannot be used, and its offset moves on."""
+
+    record: Record
+    reason: str
+    detail: str
+
+
+@attrs.frozen(kw_only=True)
+class EmptyBatch:
+    """A batch without stations: nothing to upload, accounted for at once."""
+
+    batch: Batch
+
+
+@attrs.frozen(kw_only=True)
+class BatchOpened:
+    """A batch was opened: its deadline runs."""
+
+    batch: Batch
+    in_flight: int
+    """Open batches, this one included."""
+
+
+@attrs.frozen(kw_only=True)
+class StationAnswered:
+    """A station has its outcome (only for detailed observers)."""
+
+    batch_id: str
+    station_id: str
+    outcome: Outcome
+    answered: int
+    expected: int
+
+
+@attrs.frozen(kw_only=True)
+class BatchClosed:
+    """A batch is decided; its upload begins."""
+
+    report: BatchReport
+    lateness_s: float
+    """Seconds between the deadline and this decision; 0 when it was decided before."""
+
+
+@attrs.frozen(kw_only=True)
+class BatchDropped:
+    """A batch was still open, or its upload under way, when the shutdown's grace ended: uncommitted, it comes again."""
+
+    batch: Batch
+
+
+@attrs.frozen(kw_only=True)
+class LateResult:
+    """A handler answered after its batch was closed: counted and dropped."""
+
+    batch_id: str
+    station_id: str
+
+
+@attrs.frozen(kw_only=True)
+class StationTrouble:
+    """A helper task that a handler left in its station's nursery failed; the station goes on anew."""
+
+    station_id: str
+    error: BaseException
+
+
+# ----------------------------------------------------------------------------------------------------------- upload
+
+
+@attrs.frozen(kw_only=True)
+class UploadRetried:
+    """An attempt to upload failed and will be repeated."""
+
+    batch_id: str
+    attempt: int
+    reason: str
+    retry_in_s: float
+    remaining_s: float
+    """Seconds left for all further attempts."""
+
+
+@attrs.frozen(kw_only=True)
+class UploadDone:
+    """The target accepted a batch."""
+
+    report: BatchReport
+    attempts: int
+    seconds: float
+
+
+@attrs.frozen(kw_only=True)
+class UploadRejected:
+    """The target refuses this batch for good; the service goes on."""
+
+    report: BatchReport
+    status: int
+    answer: str
+
+
+@attrs.frozen(kw_only=True)
+class UploadFailed:
+    """A batch could not be delivered within its limit."""
+
+    batch_id: str
+    attempts: int
+    reason: str
+
+
+# ----------------------------------------------------------------------------------------------------------- source
+
+
+@attrs.frozen(kw_only=True)
+class PartitionsAssigned:
+    """Partitions came to this process."""
+
+    partitions: tuple[tuple[str, int], ...]
+
+
+@attrs.frozen(kw_only=True)
+class PartitionsRevoked:
+    """Partitions left this process after their batches had time to finish."""
+
+    partitions: tuple[tuple[str, int], ...]
+    drain_s: float
+    """Seconds that were waited."""
+    drained: bool
+    """Everything polled from them was accounted for and committed."""
+
+
+@attrs.frozen(kw_only=True)
+class PartitionsLost:
+    """Partitions were taken away without a chance to commit: what was open comes again elsewhere."""
+
+    partitions: tuple[tuple[str, int], ...]
+
+
+@attrs.frozen(kw_only=True)
+class OffsetsCommitted:
+    """The broker took a commit: `last` of each range is the last accounted offset."""
+
+    offsets: tuple[OffsetRange, ...]
+
+
+@attrs.frozen(kw_only=True)
+class SourceTrouble:
+    """The source has a difficulty and goes on trying: `kind` is a short bounded name, `detail` is for people."""
+
+    kind: str
+    detail: str
+
+
+@attrs.frozen(kw_only=True)
+class SourceRecovered:
+    """The source works again after trouble."""
+
+
+@attrs.frozen(kw_only=True)
+class SourcePaused:
+    """Consumption was paused (`paused`) or resumed: the pipeline had no room."""
+
+    paused: bool
+
+
+# ---------------------------------------------------------------------------------------------------------- batcher
+
+
+@attrs.frozen(kw_only=True)
+class RequestSubmitted:
+    """A request entered the batcher's queue (only for detailed observers)."""
+
+    rows: int
+    queue_rows: int
+
+
+@attrs.frozen(kw_only=True)
+class CallStarted:
+    """The batcher sends a call to the model server. `reason`: full, idle, min, hard, latest, drain or flush."""
+
+    rows: int
+    reason: str
+    oldest_age_s: float
+    queue_rows: int
+    """Rows that stay behind."""
+
+
+@attrs.frozen(kw_only=True)
+class CallDone:
+    """The model server answered a call."""
+
+    rows: int
+    seconds: float
+
+
+@attrs.frozen(kw_only=True)
+class CallFailed:
+    """A call to the model server failed: its rows have an error."""
+
+    rows: int
+    seconds: float
+    error: Exception
+
+
+Event: TypeAlias = (
+    MessageRefused
+    | EmptyBatch
+    | BatchOpened
+    | StationAnswered
+    | BatchClosed
+    | BatchDropped
+    | LateResult
+    | StationTrouble
+    | UploadRetried
+    | UploadDone
+    | UploadRejected
+    | UploadFailed
+    | PartitionsAssigned
+    | PartitionsRevoked
+    | PartitionsLost
+    | OffsetsCommitted
+    | SourceTrouble
+    | SourceRecovered
+    | SourcePaused
+    | RequestSubmitted
+    | CallStarted
+    | CallDone
+    | CallFailed
+)
