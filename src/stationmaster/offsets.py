@@ -39,7 +39,8 @@ class Lease:
         moved = False
         while pending and (end := done.pop(pending[0], None)) is not None:
             while pending and pending[0] <= end:
-                pending.popleft()
+                # A range may enclose a record that was accounted for on its own (a dead letter in a poll).
+                done.pop(pending.popleft(), None)
             self.watermark = end + 1
             moved = True
         return moved

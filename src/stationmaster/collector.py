@@ -1,0 +1,170 @@
+"""The collector of one open batch: it takes one outcome per station and decides when the batch is done.
+
+Rules:
+1. The first outcome of a station counts; later ones are ignored.
+2. Done when every expected station has an outcome (complete), or when `answers >= ceil(quorum x (expected -
+   rejected))` for a quorum below 1; an answer is a success, a None or a failure, not a rejection.
+3. `close()` is synchronous: it marks the rest timed out, cancels what still runs and makes the report, so nothing can
+   slip in between the decision and the snapshot. There is exactly one report.
+4. At a tie of last result and deadline the state decides: a batch whose outcomes are all here is complete.
+5. What comes after closing is late: counted and dropped.
+
+Everything happens on one loop without a checkpoint in between, so there is no lock.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import trio
+
+from stationmaster.batch import Batch, BatchReport, ClosedBy, Outcome, StationResult
+from stationmaster.events import LateResult, StationAnswered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from stationmaster.abc import Observer
+
+_ANSWERS = frozenset({Outcome.SUCCEEDED, Outcome.NO_OUTPUT, Outcome.FAILED})
+
+
+class Collector:
+    """Collects the outcomes of one batch."""
+
+    __slots__ = (
+        "_answers",
+        "_bytes_left",
+        "_expected",
+        "_observer",
+        "_outcomes",
+        "_quorum",
+        "_rejected",
+        "_running",
+        "batch",
+        "closed",
+        "deadline",
+        "done",
+        "opened",
+    )
+
+    def __init__(
+        self, batch: Batch, *, opened: float, quorum: float, report_bytes: int, observer: Observer
+    ) -> None:
+        """Begin to collect.
+
+        Args:
+            batch: the opened batch; its stations are the expected ones.
+            opened: when it was opened, on trio's clock.
+            quorum: 0 < quorum <= 1.
+            report_bytes: bound of all encoded results together; what exceeds it fails its own station.
+            observer: hears of late results, and of every outcome if it is detailed.
+        """
+        self.batch = batch
+        self.deadline = batch.deadline
+        self.opened = opened
+        self.closed = False
+        self.done = trio.Event()
+        self._quorum = quorum
+        self._bytes_left = report_bytes
+        self._observer = observer
+        self._expected = len(batch.entries)
+        self._answers = 0
+        self._rejected = 0
+        self._outcomes: dict[str, StationResult] = {}
+        self._running: dict[str, Callable[[], None]] = {}
+        if not self._expected:
+            self.done.set()
+
+    def begin(self, station_id: str, cancel: Callable[[], None]) -> None:
+        """Take note that a station's handler runs; `cancel` is called if it still does when the batch closes."""
+        self._running[station_id] = cancel
+
+    def end(self, station_id: str) -> None:
+        """Take note that it runs no more, with or without an outcome."""
+        self._running.pop(station_id, None)
+
+    def settle(self, result: StationResult) -> None:
+        """Take a station's outcome."""
+        station_id = result.station_id
+        if self.closed:
+            if result.outcome in _ANSWERS:
+                self._observer.observe(
+                    LateResult(batch_id=self.batch.batch_id, station_id=station_id)
+                )
+            return
+        if station_id in self._outcomes:
+            return
+        if len(result.encoded) > self._bytes_left:
+            result = StationResult(
+                station_id, Outcome.FAILED, None, "the report is full (limits.report_bytes)"
+            )
+        self._bytes_left -= len(result.encoded)
+        self._outcomes[station_id] = result
+        if result.outcome in _ANSWERS:
+            self._answers += 1
+        else:
+            self._rejected += 1
+        if self._observer.detailed:
+            self._observer.observe(
+                StationAnswered(
+                    batch_id=self.batch.batch_id,
+                    station_id=station_id,
+                    outcome=result.outcome,
+                    answered=len(self._outcomes),
+                    expected=self._expected,
+                )
+            )
+        if len(self._outcomes) == self._expected or self._quorum_reached():
+            self.done.set()
+
+    def close(self, *, closed_at: datetime) -> BatchReport:
+        """Close the batch and return its one report."""
+        running = self._shut()
+        outcomes = self._outcomes
+        if len(outcomes) == self._expected:
+            closed_by = ClosedBy.COMPLETE
+        elif self._quorum_reached():
+            closed_by = ClosedBy.QUORUM
+        else:
+            closed_by = ClosedBy.DEADLINE
+        why = "deadline" if closed_by is ClosedBy.DEADLINE else "quorum"
+        counts = dict.fromkeys(Outcome, 0)
+        results = []
+        for station_id in self.batch.entries:
+            result = outcomes.get(station_id)
+            if result is None:
+                did = "no answer" if station_id in running else "not started"
+                result = StationResult(
+                    station_id, Outcome.TIMED_OUT, None, f"{did} when the {why} closed the batch"
+                )
+            counts[result.outcome] += 1
+            results.append(result)
+        return BatchReport(
+            batch=self.batch,
+            closed_by=closed_by,
+            closed_at=closed_at,
+            duration_s=trio.current_time() - self.opened,
+            results=tuple(results),
+            counts=counts,
+        )
+
+    def drop(self) -> None:
+        """Close the batch without a report: it comes again."""
+        self._shut()
+
+    def _shut(self) -> dict[str, Callable[[], None]]:
+        self.closed = True
+        running = self._running.copy()
+        self._running.clear()
+        for cancel in running.values():
+            cancel()
+        return running
+
+    def _quorum_reached(self) -> bool:
+        if self._quorum >= 1:
+            return False
+        # A batch of nothing but rejections is complete, not a quorum.
+        return self._answers >= max(1, math.ceil(self._quorum * (self._expected - self._rejected)))

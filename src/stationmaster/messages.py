@@ -1,0 +1,253 @@
+"""The parser: a record's bytes become a `Message`, or a `Refusal` with its reason. Pure; all limits live here.
+
+A message is a JSON object in UTF-8: `{"stationData": [{"stationId": "S001", ...}, ...], "timestamp"?: ..., ...}`.
+
+Reasons for refusing a message (each a dead letter):
+
+    empty-value         tombstone or zero bytes
+    message-too-large   more than `Limits.message_bytes`
+    json-too-deep       nested deeper than `Limits.json_depth`
+    not-utf8            the bytes are no UTF-8 (or begin with a byte order mark)
+    number-out-of-range NaN, an infinity, or an integer beyond 64 bits
+    lone-surrogate      an escape that is half a character
+    not-json            anything else that is no JSON
+    not-an-object       JSON, but no object
+    no-station-data     `stationData` is missing or no list
+    too-many-stations   more entries than `Limits.stations_per_message`
+    no-valid-entry      entries, but none that can be used
+
+Reasons for leaving out one entry: not-an-object, station-id-missing, station-id-not-text, station-id-blank,
+station-id-too-long, station-id-not-printable, readings-too-large. An empty `stationData` is a good message.
+
+The outcome does not depend on the JSON library: orjson reads, but it turns integers beyond 64 bits into floats
+without a word, so a scan of the bytes sends every suspicious text through the standard library first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import attrs
+import orjson
+
+from stationmaster.batch import BadEntry, Message, Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stationmaster.batch import Record
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+# Only a run of 19 digits, or an exponent of three, can leave 64 bits or the range of a double. Looking for plain
+# substrings after one translation is several times as fast as a regular expression.
+_DIGITS_ALIKE: Final = bytes.maketrans(b"123456789E", b"000000000e")
+_LONG_RUN: Final = b"0" * 19
+_DIGITS_OF_64_BITS: Final = 20
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """Bounds of a message. Counts are inclusive: exactly the limit is accepted."""
+
+    message_bytes: int = 1_048_576
+    json_depth: int = 32
+    stations_per_message: int = 10_000
+    station_id_chars: int = 128
+    readings_bytes: int = 65_536
+    """Of one entry, as compact JSON."""
+
+
+def parse_message(record: Record, limits: Limits) -> Message | Refusal:
+    """Read a record; never raises, whatever the bytes."""
+    value = record.value
+    if not value:
+        return Refusal(
+            reason="empty-value", detail="tombstone (null value)" if value is None else "zero bytes"
+        )
+    size = len(value)
+    if size > limits.message_bytes:
+        return Refusal(
+            reason="message-too-large",
+            detail=f"{size} bytes, limit {limits.message_bytes} (limits.message_bytes)",
+        )
+    if _too_deep(value, limits.json_depth):
+        return Refusal(
+            reason="json-too-deep",
+            detail=f"nested deeper than {limits.json_depth} (limits.json_depth)",
+        )
+    shape = value.translate(_DIGITS_ALIKE)
+    suspicious = _LONG_RUN in shape or b"e000" in shape or b"e+000" in shape
+    if suspicious and (refusal := _judge(value)) is not None:
+        return refusal
+    try:
+        document = orjson.loads(value)
+    except orjson.JSONDecodeError as error:
+        return _judge(value) or Refusal(reason="not-json", detail=str(error))
+    if type(document) is not dict:
+        return Refusal(
+            reason="not-an-object", detail=f"the message is a JSON {_json_name(document)}"
+        )
+    entries = document.pop("stationData", None)
+    if type(entries) is not list:
+        return Refusal(reason="no-station-data", detail="`stationData` is missing or no list")
+    if len(entries) > limits.stations_per_message:
+        return Refusal(
+            reason="too-many-stations",
+            detail=f"{len(entries)} entries, limit {limits.stations_per_message} (limits.stations_per_message)",
+        )
+    good, bad = _sort_entries(entries, limits, check_bytes=size > limits.readings_bytes)
+    if bad and not good:
+        return Refusal(
+            reason="no-valid-entry", detail=f"{len(bad)} entries, the first: {bad[0].reason}"
+        )
+    timestamp = parse_timestamp(document.pop("timestamp", None))
+    topic = document.pop("topic", None)
+    return Message(
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        generation=record.generation,
+        record_timestamp_ms=record.timestamp_ms,
+        timestamp=timestamp or parse_timestamp(record.timestamp_ms) or _EPOCH,
+        entries=tuple(good),
+        fields=document,
+        bad_entries=tuple(bad),
+        size_bytes=size,
+        topic_differs=topic is not None and topic != record.topic,
+    )
+
+
+def parse_timestamp(value: object) -> datetime | None:
+    """Read ISO 8601 (without a zone: UTC) or milliseconds since the epoch; None for anything else."""
+    try:
+        if type(value) is str:
+            moment = datetime.fromisoformat(value)
+            return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        if type(value) is int or type(value) is float:
+            return _EPOCH + timedelta(milliseconds=value)
+    except (ValueError, OverflowError):
+        pass  # unreadable: the caller has another time to fall back to
+    return None
+
+
+def _sort_entries(
+    entries: list[Any], limits: Limits, *, check_bytes: bool
+) -> tuple[list[tuple[str, Mapping[str, Any]]], list[BadEntry]]:
+    good: list[tuple[str, Mapping[str, Any]]] = []
+    bad: list[BadEntry] = []
+    longest = limits.station_id_chars
+    for index, entry in enumerate(entries):
+        if type(entry) is dict:
+            station_id = entry.pop("stationId", None)
+            if (
+                type(station_id) is str
+                and len(station_id) <= longest
+                and station_id.isprintable()
+                and station_id.strip()
+                and not (check_bytes and len(orjson.dumps(entry)) > limits.readings_bytes)
+            ):
+                good.append((station_id, entry))
+                continue
+            reason = _why_bad(station_id, limits)
+        else:
+            reason = "not-an-object"
+        bad.append(BadEntry(index=index, reason=reason))
+    return good, bad
+
+
+def _why_bad(station_id: object, limits: Limits) -> str:
+    if station_id is None:
+        return "station-id-missing"
+    if type(station_id) is not str:
+        return "station-id-not-text"
+    if not station_id.strip():
+        return "station-id-blank"
+    if len(station_id) > limits.station_id_chars:
+        return "station-id-too-long"
+    if not station_id.isprintable():
+        return "station-id-not-printable"
+    return "readings-too-large"
+
+
+def _too_deep(value: bytes, depth: int) -> bool:
+    """Tell whether brackets nest deeper than `depth`.
+
+    Fast and never too lenient: brackets that lie within texts count too, so a suspicion is looked at again exactly.
+    """
+    brackets = value.translate(None, _NOT_BRACKETS)
+    for _ in range(depth):
+        if not brackets:
+            return False
+        shorter = brackets.replace(b"{}", b"").replace(b"[]", b"")
+        if len(shorter) == len(brackets):
+            break
+        brackets = shorter
+    return bool(brackets) and _depth(value) > depth
+
+
+def _depth(value: bytes) -> int:
+    """Measure how deep brackets outside of texts nest, in one pass."""
+    depth = deepest = 0
+    for token in re.finditer(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', value, re.DOTALL):
+        first = value[token.start()]
+        if first in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif first in b"]}":
+            depth -= 1
+    return deepest
+
+
+def _judge(value: bytes) -> Refusal | None:
+    """Say why a suspicious text is refused, by the standard library; None if nothing is wrong with it."""
+    if value.startswith(_BYTE_ORDER_MARK):
+        return Refusal(reason="not-utf8", detail="begins with a byte order mark")
+    try:
+        text = value.decode()
+    except UnicodeDecodeError as error:
+        return Refusal(reason="not-utf8", detail=f"byte {error.start}: {error.reason}")
+    try:
+        document = json.loads(text, parse_int=_int64, parse_float=_finite, parse_constant=_constant)
+        json.dumps(document, ensure_ascii=False).encode()
+    except _OutOfRangeError as error:
+        return Refusal(reason="number-out-of-range", detail=str(error))
+    except UnicodeEncodeError:
+        return Refusal(reason="lone-surrogate", detail="an escape is half a surrogate pair")
+    except ValueError as error:
+        return Refusal(reason="not-json", detail=str(error)[:200])
+    return None
+
+
+class _OutOfRangeError(Exception):
+    pass
+
+
+def _int64(digits: str) -> int:
+    # Length first: Python itself refuses to read thousands of digits.
+    if len(digits.lstrip("-")) > _DIGITS_OF_64_BITS or not -(2**63) <= int(digits) < 2**64:
+        raise _OutOfRangeError(f"integer of {len(digits)} characters beyond 64 bits: {digits[:24]}")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise _OutOfRangeError(f"number beyond a double: {digits[:24]}")
+    return number
+
+
+def _constant(name: str) -> NoReturn:
+    raise _OutOfRangeError(f"{name} is no JSON number")
+
+
+def _json_name(value: object) -> str:
+    if value is None:
+        return "null"
+    names: Mapping[type, str] = {list: "array", str: "text", bool: "boolean"}
+    return names.get(type(value), "number")

@@ -1,0 +1,350 @@
+"""The pipeline: joins source, poller, stations, collectors and uploader. `open_pipeline()` is the library's door.
+
+Who owns what (an outer ring outlives the inner ones):
+
+    open_pipeline()
+      station ring      one task, one nursery and one bounded channel per station
+        batch ring      one task per batch: waits under its own deadline, snapshot, upload; leaving it IS the drain
+          poller        started last, stopped first; the fan-out of an opened batch is shielded from its scope
+
+Rules:
+1. The batch task is started before the first checkpoint after opening, so an opened batch always has an owner.
+2. A batch task waits and uploads under shields of its own: whatever else breaks, it is decided by its deadline and
+   delivered within the upload's limit. The upload stands outside the deadline's scope.
+3. Every shield has a limit, and one hand on it: `drain(grace_s)` draws all limits in to the end of the grace, what is
+   still open then is dropped uncommitted and comes again. `drain(0)` is "stop now".
+4. Offsets are accounted for after the delivery, never before. No batch waits for a commit.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from stationmaster.abc import NullObserver
+from stationmaster.batch import Batch, StationInput
+from stationmaster.collector import Collector
+from stationmaster.errors import ConfigError, plain_errors
+from stationmaster.events import BatchClosed, BatchDropped, BatchOpened, EmptyBatch
+from stationmaster.messages import Limits
+from stationmaster.poller import Boundary, Draft, Intake, Poller
+from stationmaster.stations import Stations, open_stations
+from stationmaster.uploader import Uploader
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from stationmaster.abc import Observer, Sink, Source, StationHandler
+
+_SLICE = 32  # stations handed out between two checkpoints: keeps other batches' deadlines within a millisecond
+
+
+@attrs.frozen(kw_only=True)
+class PipelineSettings:
+    """How batches are cut, timed and bounded. Durations in seconds, sizes in bytes.
+
+    Raises:
+        ConfigError: on nonsense, all faults at once.
+    """
+
+    by: Boundary = "message"
+    deadline_s: float = 5.0
+    quorum: float = 1.0
+    """0 < quorum <= 1; below 1 a batch closes when that share of its stations answered."""
+    max_in_flight: int = 64
+    """Open batches, those in upload included."""
+    max_in_flight_bytes: int = 64 * 1024 * 1024
+    queue_capacity: int = 64
+    """Jobs that may wait at one station; at least `max_in_flight`, or full queues reject what had room."""
+    max_live: int = 20_000
+    idle_s: float = 600.0
+    limits: Limits = attrs.field(factory=Limits)
+    result_bytes: int = 1024 * 1024
+    report_bytes: int = 32 * 1024 * 1024
+    upload_timeout_s: float = 60.0
+    upload_empty: bool = False
+    """Whether a batch without stations is uploaded too."""
+    grace_s: float = 15.0
+    """How long a cancelled pipeline may go on delivering what is open."""
+    group_id: str = ""
+    """Goes into the ids of batches of several messages."""
+
+    def __attrs_post_init__(self) -> None:
+        """Check the settings together."""
+        faults = [
+            f"{name}: {getattr(self, name)!r} is not above 0"
+            for name in (
+                "deadline_s",
+                "max_in_flight",
+                "max_in_flight_bytes",
+                "queue_capacity",
+                "max_live",
+                "idle_s",
+                "result_bytes",
+                "report_bytes",
+                "upload_timeout_s",
+            )
+            if not getattr(self, name) > 0
+        ]
+        if not 0 < self.quorum <= 1:
+            faults.append(f"quorum: {self.quorum!r} is not in 0 < quorum <= 1")
+        if not self.grace_s >= 0:
+            faults.append(f"grace_s: {self.grace_s!r} is below 0")
+        if self.queue_capacity < self.max_in_flight:
+            faults.append(
+                f"queue_capacity: {self.queue_capacity} is below max_in_flight ({self.max_in_flight})"
+            )
+        if self.idle_s <= self.deadline_s:
+            faults.append(f"idle_s: {self.idle_s:g} is not above deadline_s ({self.deadline_s:g})")
+        if faults:
+            raise ConfigError(faults)
+
+
+@attrs.frozen(kw_only=True)
+class PipelineStatistics:
+    """A moment of the pipeline."""
+
+    in_flight: int
+    in_flight_bytes: int
+    live_stations: int
+    draining: bool
+
+
+class Pipeline:
+    """A running pipeline. Opened by `open_pipeline`."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        handler: StationHandler,
+        sink: Sink,
+        settings: PipelineSettings,
+        observer: Observer,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._source = source
+        self._handler = handler
+        self._settings = settings
+        self._observer = observer
+        self._now = now
+        self._uploader = Uploader(sink, limit_s=settings.upload_timeout_s, observer=observer)
+        self._intake = Intake(slots=settings.max_in_flight, max_bytes=settings.max_in_flight_bytes)
+        self._stations: Stations | None = None
+        self._polling = trio.CancelScope()
+        self._shields: set[trio.CancelScope] = set()
+        self._end = math.inf  # of the grace, once it has begun
+        self._finished = trio.Event()
+        self._dropped = 0
+
+    # ------------------------------------------------------------------------------------------------------- public
+
+    def drain(self, *, grace_s: float) -> None:
+        """Stop polling; open batches may be delivered within `grace_s` seconds from now, then they are dropped.
+
+        May be called again: the earliest end counts. 0 stops now. Returns at once; `wait_finished` waits.
+        """
+        self._polling.cancel()
+        self._draw_in(trio.current_time() + grace_s)
+
+    async def wait_finished(self) -> None:
+        """Wait until nothing is open any more: the source is at its end, or the pipeline was drained."""
+        await self._finished.wait()
+
+    @property
+    def dropped(self) -> int:
+        """Batches that the end of the grace dropped uncommitted."""
+        return self._dropped
+
+    def statistics(self) -> PipelineStatistics:
+        """Return a moment of the pipeline."""
+        return PipelineStatistics(
+            in_flight=self._intake.in_flight,
+            in_flight_bytes=self._intake.in_flight_bytes,
+            live_stations=0 if self._stations is None else len(self._stations),
+            draining=self._polling.cancel_called,
+        )
+
+    # ----------------------------------------------------------------------------------------------------- the rings
+
+    async def _run(self) -> None:
+        settings = self._settings
+        async with open_stations(
+            self._handler,
+            queue_capacity=settings.queue_capacity,
+            max_live=settings.max_live,
+            idle_s=settings.idle_s,
+            result_bytes=settings.result_bytes,
+            on_measured=self._intake.nudge,
+            observer=self._observer,
+        ) as self._stations:
+            async with trio.open_nursery() as batches:
+                stations = self._stations
+
+                async def open_batch(draft: Draft) -> None:
+                    await self._open_batch(draft, stations, batches)
+
+                poller = Poller(
+                    self._source,
+                    self._intake,
+                    by=settings.by,
+                    group_id=settings.group_id,
+                    limits=settings.limits,
+                    may_open=self._may_open,
+                    open_batch=open_batch,
+                    observer=self._observer,
+                )
+                try:
+                    with self._polling:
+                        await poller.run()
+                    await self._intake.wait_idle()
+                except trio.Cancelled:
+                    # Something around us ends. The batch tasks go on under their shields: give them an end.
+                    self._draw_in(trio.current_time() + settings.grace_s)
+                    raise
+        self._finished.set()
+
+    def _may_open(self, draft: Draft) -> bool:
+        assert self._stations is not None  # noqa: S101 - the poller runs inside the station ring
+        return self._stations.expected_wait_s(draft.entries) < self._settings.deadline_s / 2
+
+    async def _open_batch(self, draft: Draft, stations: Stations, batches: trio.Nursery) -> None:
+        """Open a draft: its deadline begins, its task starts, its stations get their jobs."""
+        opened = trio.current_time()
+        batch = Batch(
+            batch_id=draft.batch_id,
+            topic=draft.topic,
+            opened_at=self._now(),
+            deadline=opened + self._settings.deadline_s,
+            ranges=draft.ranges,
+            entries=draft.entries,
+            last_message=draft.last_message,
+            bad_entries=draft.bad_entries,
+            size_bytes=draft.size_bytes,
+        )
+        if not batch.entries and not self._settings.upload_empty:
+            self._observer.observe(EmptyBatch(batch=batch))
+            self._account(batch)
+            await trio.lowlevel.checkpoint()
+            return
+        collector = Collector(
+            batch,
+            opened=opened,
+            quorum=self._settings.quorum,
+            report_bytes=self._settings.report_bytes,
+            observer=self._observer,
+        )
+        self._intake.enter(batch.size_bytes)
+        batches.start_soon(self._run_batch, collector, name=f"batch {batch.batch_id}")
+        self._observer.observe(BatchOpened(batch=batch, in_flight=self._intake.in_flight))
+        with self._shielded(until=batch.deadline):
+            await trio.lowlevel.checkpoint()
+            for index, (station_id, readings) in enumerate(batch.entries.items(), 1):
+                job = StationInput(station_id, readings, batch, batch.last_message[station_id])
+                stations.submit(collector, job)
+                if not index % _SLICE:
+                    await trio.lowlevel.checkpoint()
+
+    async def _run_batch(self, collector: Collector) -> None:
+        """Own one batch from its opening to its end."""
+        batch = collector.batch
+        try:
+            with self._shielded(until=collector.deadline):
+                await collector.done.wait()
+            now = trio.current_time()
+            if not collector.done.is_set() and now < collector.deadline:
+                self._drop(collector)
+                return
+            report = collector.close(closed_at=self._now())
+            self._observer.observe(
+                BatchClosed(report=report, lateness_s=max(0.0, now - collector.deadline))
+            )
+            delivered = False
+            with self._shielded(until=math.inf):  # the uploader keeps a limit of its own
+                await self._uploader.deliver(report)
+                delivered = True
+            if delivered:
+                self._account(batch)
+            else:
+                self._drop(collector)
+        finally:
+            self._intake.leave(batch.size_bytes)
+
+    def _account(self, batch: Batch) -> None:
+        for offsets in batch.ranges:
+            self._source.account(offsets)
+
+    def _drop(self, collector: Collector) -> None:
+        collector.drop()
+        self._dropped += 1
+        self._observer.observe(BatchDropped(batch=collector.batch))
+
+    # -------------------------------------------------------------------------------------------------------- limits
+
+    @contextmanager
+    def _shielded(self, *, until: float) -> Iterator[None]:
+        """Shield the block from every cancellation but its own limit and the end of the grace."""
+        with trio.CancelScope(shield=True, deadline=min(until, self._end)) as scope:
+            self._shields.add(scope)
+            try:
+                yield
+            finally:
+                self._shields.discard(scope)
+
+    def _draw_in(self, end: float) -> None:
+        self._end = min(self._end, end)
+        for scope in self._shields:
+            scope.deadline = min(scope.deadline, self._end)
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@asynccontextmanager
+async def open_pipeline(
+    source: Source,
+    *,
+    handler: StationHandler,
+    sink: Sink,
+    settings: PipelineSettings | None = None,
+    observer: Observer | None = None,
+    now: Callable[[], datetime] = _utc_now,
+) -> AsyncIterator[Pipeline]:
+    """Run batches from a source through a handler to a sink.
+
+    Args:
+        source: polled by this pipeline alone; it must outlive it, so that what was uploaded is committed.
+        handler: called once per station and batch, see `stationmaster.abc.StationHandler`.
+        sink: gets each closed batch, once as long as it accepts.
+        settings: defaults: one batch per message, 5 s, everybody answers.
+        observer: hears what happens.
+        now: the wall clock, for `openedAt` and `closedAt` only.
+
+    Leaving the block drains: polling stops, open batches are delivered within `settings.grace_s`, the rest is dropped
+    uncommitted. If the block is cancelled or raises, the same holds. `await pipeline.wait_finished()` first to run a
+    bounded source to its end.
+
+    Raises:
+        UploadFailedError: a batch found no home within `settings.upload_timeout_s`; nothing of it is committed.
+        SourceError: the source cannot go on; the open batches were delivered before.
+    """
+    settings = settings if settings is not None else PipelineSettings()
+    pipeline = Pipeline(
+        source,
+        handler=handler,
+        sink=sink,
+        settings=settings,
+        observer=observer if observer is not None else NullObserver(),
+        now=now,
+    )
+    with plain_errors():
+        async with trio.open_nursery() as ring:
+            ring.start_soon(pipeline._run, name="pipeline")  # noqa: SLF001 - its own module
+            yield pipeline
+            pipeline.drain(grace_s=settings.grace_s)

@@ -1,0 +1,237 @@
+"""The poller: polls the source, parses, cuts drafts of batches, and opens each when there is room.
+
+Rules:
+1. It never waits on a station. It waits for room (`Intake`): a free slot, free bytes, and a queue short enough that
+   the stations can still answer. A deadline begins only at opening, so catching up after an outage times nobody out.
+2. What is polled and not yet opened is bounded: there is no next poll before all of this one is opened.
+3. A record that is refused, or a batch without stations, is accounted for at once.
+4. Work between two checkpoints is bounded (`_SLICE`), whatever a poll brings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import attrs
+import trio
+
+from stationmaster.batch import BadEntry, Message, OffsetRange, Refusal
+from stationmaster.events import MessageRefused
+from stationmaster.messages import Limits, parse_message
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+    from stationmaster.abc import Observer, Source
+    from stationmaster.batch import Record
+
+Boundary: TypeAlias = Literal["message", "poll"]
+
+_SLICE = 16  # messages parsed between two checkpoints: well under a millisecond each
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Draft:
+    """A batch that is not opened yet: everything but its deadline."""
+
+    batch_id: str
+    topic: str
+    ranges: tuple[OffsetRange, ...]
+    entries: Mapping[str, tuple[Mapping[str, Any], ...]]
+    last_message: Mapping[str, Message]
+    bad_entries: tuple[BadEntry, ...]
+    size_bytes: int
+
+
+def draft_batch(messages: Sequence[Message], *, by: Boundary, group_id: str) -> Draft:
+    """Join messages of one topic (at least one, in order within each partition) into one draft.
+
+    The id comes from the data alone: with `by="message"` the same record gives the same id after a redelivery; with
+    `by="poll"` the id names the offsets, which a redelivery may cut differently.
+    """
+    first = messages[0]
+    readings: dict[str, list[Mapping[str, Any]]] = {}
+    last_message: dict[str, Message] = {}
+    bad_entries: list[BadEntry] = []
+    spans: dict[tuple[int, int], tuple[int, int]] = {}
+    size_bytes = 0
+    for message in messages:
+        for station_id, reading in message.entries:
+            known = readings.get(station_id)
+            if known is None:
+                readings[station_id] = [reading]
+            else:
+                known.append(reading)
+            last_message[station_id] = message
+        bad_entries += message.bad_entries
+        size_bytes += message.size_bytes
+        key = (message.partition, message.generation)
+        start, _ = spans.get(key, (message.offset, 0))
+        spans[key] = (start, message.offset)
+    ranges = tuple(
+        OffsetRange(
+            topic=first.topic, partition=partition, first=start, last=end, generation=generation
+        )
+        for (partition, generation), (start, end) in sorted(spans.items())
+    )
+    return Draft(
+        batch_id=_message_id(first) if by == "message" else _ranges_id(group_id, ranges),
+        topic=first.topic,
+        ranges=ranges,
+        entries={station_id: tuple(known) for station_id, known in readings.items()},
+        last_message=last_message,
+        bad_entries=tuple(bad_entries),
+        size_bytes=size_bytes,
+    )
+
+
+def _message_id(message: Message) -> str:
+    seconds = message.record_timestamp_ms // 1000
+    return f"{message.topic}_{message.partition}_{message.offset}_{seconds}"
+
+
+def _ranges_id(group_id: str, ranges: Iterable[OffsetRange]) -> str:
+    parts = [group_id, *(f"{r.topic}/{r.partition}/{r.first}-{r.last}" for r in ranges)]
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return f"{next(iter(ranges)).topic}_{digest}"
+
+
+class Intake:
+    """Decides when a draft may be opened.
+
+    A slot is free, the bytes fit (or nothing else is open), and the stations' expected wait is below `max_wait_s` (or
+    nothing else is open, so that it can never stand still).
+    """
+
+    def __init__(self, *, slots: int, max_bytes: int) -> None:
+        self._slots = slots
+        self._max_bytes = max_bytes
+        self.in_flight = 0
+        self.in_flight_bytes = 0
+        self._left = trio.lowlevel.ParkingLot()
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Tell whether a slot and the bytes are free now."""
+        if not self.in_flight:
+            return True
+        return self.in_flight < self._slots and self.in_flight_bytes + size_bytes <= self._max_bytes
+
+    def enter(self, size_bytes: int) -> None:
+        """Take a slot."""
+        self.in_flight += 1
+        self.in_flight_bytes += size_bytes
+
+    def leave(self, size_bytes: int) -> None:
+        """Free a slot."""
+        self.in_flight -= 1
+        self.in_flight_bytes -= size_bytes
+        self._left.unpark_all()
+
+    async def wait_change(self) -> None:
+        """Wait until a batch leaves."""
+        await self._left.park()
+
+    def nudge(self) -> None:
+        """Let a waiting poller look again."""
+        self._left.unpark_all()
+
+    async def wait_idle(self) -> None:
+        """Wait until no batch is open."""
+        await trio.lowlevel.checkpoint()
+        while self.in_flight:
+            await self._left.park()
+
+
+class Poller:
+    """Runs from the first poll to the end of the source."""
+
+    def __init__(
+        self,
+        source: Source,
+        intake: Intake,
+        *,
+        by: Boundary,
+        group_id: str,
+        limits: Limits,
+        may_open: Callable[[Draft], bool],
+        open_batch: Callable[[Draft], Awaitable[None]],
+        observer: Observer,
+    ) -> None:
+        """Join the poller to its neighbours.
+
+        Args:
+            source: is polled by this task alone.
+            intake: slots and bytes.
+            by: where a batch ends.
+            group_id: goes into the ids of batches of several messages.
+            limits: of a message.
+            may_open: whether the stations can take this draft now.
+            open_batch: opens it; returns when it is handed to the stations.
+            observer: hears of refused records.
+        """
+        self._source = source
+        self._intake = intake
+        self._by = by
+        self._group_id = group_id
+        self._limits = limits
+        self._may_open = may_open
+        self._open_batch = open_batch
+        self._observer = observer
+
+    async def run(self) -> None:
+        """Poll until the source ends. Cancel it to stop: what is not opened yet stays uncommitted."""
+        while True:  # noqa: ASYNC913 - every source's poll is a checkpoint
+            try:
+                records = await self._source.poll()
+            except trio.EndOfChannel:
+                return  # noqa: ASYNC910
+            if self._by == "message":
+                for record in records:
+                    await trio.lowlevel.checkpoint()
+                    if (message := self._parse(record)) is not None:
+                        await self._open([message])
+            else:
+                for messages in (await self._parse_all(records)).values():
+                    await self._open(messages)
+
+    async def _parse_all(self, records: Sequence[Record]) -> dict[str, list[Message]]:
+        by_topic: dict[str, list[Message]] = {}
+        await trio.lowlevel.checkpoint()
+        for index, record in enumerate(records, 1):
+            message = self._parse(record)
+            if message is not None:
+                by_topic.setdefault(message.topic, []).append(message)
+            if not index % _SLICE:
+                await trio.lowlevel.checkpoint()
+        return by_topic
+
+    def _parse(self, record: Record) -> Message | None:
+        parsed = parse_message(record, self._limits)
+        if isinstance(parsed, Message):
+            return parsed
+        self._refuse(record, parsed)
+        return None
+
+    def _refuse(self, record: Record, refusal: Refusal) -> None:
+        self._observer.observe(
+            MessageRefused(record=record, reason=refusal.reason, detail=refusal.detail)
+        )
+        self._source.account(
+            OffsetRange(
+                topic=record.topic,
+                partition=record.partition,
+                first=record.offset,
+                last=record.offset,
+                generation=record.generation,
+            )
+        )
+
+    async def _open(self, messages: Sequence[Message]) -> None:
+        draft = draft_batch(messages, by=self._by, group_id=self._group_id)
+        intake = self._intake
+        while intake.in_flight and not (
+            intake.has_room(draft.size_bytes) and self._may_open(draft)
+        ):
+            await intake.wait_change()
+        await self._open_batch(draft)
