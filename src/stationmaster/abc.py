@@ -15,7 +15,7 @@ StationHandler: TypeAlias = Callable[["StationInput"], Awaitable[Mapping[str, An
 """`async def handle(station) -> mapping, or None for "nothing to report"`.
 
 It runs in its station's own task, one job at a time, in order. It is cancelled when its batch closes. What it raises
-makes this station `failed` in this batch and harms nobody else.
+makes this station `failed` in this batch and harms nobody else. Tasks that outlive a job go into `station.nursery`.
 """
 
 Vector: TypeAlias = Sequence[float]

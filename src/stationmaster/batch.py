@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    import trio
+
 
 @attrs.frozen(kw_only=True)
 class Record:
@@ -112,6 +114,20 @@ class StationInput:
     batch: Batch
     message: Message
     """The last message of the batch that names this station."""
+    _nursery: trio.Nursery | None = attrs.field(default=None, repr=False)
+
+    @property
+    def nursery(self) -> trio.Nursery:
+        """The station's own nursery: helper tasks in it live from batch to batch, until the station is given up.
+
+        A helper that fails ends its siblings and the job at hand, and the station goes on anew.
+
+        Raises:
+            RuntimeError: this input was made by hand, without a station.
+        """
+        if self._nursery is None:
+            raise RuntimeError(f"station {self.station_id} has no task: this input was made by hand")
+        return self._nursery
 
     @property
     def batch_id(self) -> str:

@@ -166,5 +166,6 @@ class Collector:
     def _quorum_reached(self) -> bool:
         if self._quorum >= 1:
             return False
-        # A batch of nothing but rejections is complete, not a quorum.
-        return self._answers >= max(1, math.ceil(self._quorum * (self._expected - self._rejected)))
+        share = self._quorum * (self._expected - self._rejected)
+        # 0.55 x 100 is a little above 55 in floating point. A batch of nothing but rejections is complete, no quorum.
+        return self._answers >= max(1, math.ceil(share - 1e-9))

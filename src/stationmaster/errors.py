@@ -85,7 +85,9 @@ class QueueFullError(BatcherError):
     def __init__(self, *, capacity: int, retry_after_s: float) -> None:
         self.capacity = capacity
         self.retry_after_s = retry_after_s
-        super().__init__(f"the queue of {capacity} rows is full; try again in {retry_after_s:.3g} s")
+        super().__init__(
+            f"the queue of {capacity} rows is full; try again in {retry_after_s:.3g} s"
+        )
 
 
 class RequestTooLargeError(BatcherError):

@@ -190,7 +190,8 @@ class RequestSubmitted:
 
 @attrs.frozen(kw_only=True)
 class CallStarted:
-    """The batcher sends a call to the model server. `reason`: full, idle, min, hard, latest, drain or flush."""
+    """The batcher sends a call to the model server. `reason`: full, idle, min, hard, latest, drain, flush or
+    expected; bisect or retry for rows that are sent again."""
 
     rows: int
     reason: str
@@ -209,11 +210,19 @@ class CallDone:
 
 @attrs.frozen(kw_only=True)
 class CallFailed:
-    """A call to the model server failed: its rows have an error."""
+    """A call to the model server failed: its rows have an error, or are sent again."""
 
     rows: int
     seconds: float
     error: Exception
+
+
+@attrs.frozen(kw_only=True)
+class CallAbandoned:
+    """A call in flight was cancelled: all its callers left, or the batcher was closed."""
+
+    rows: int
+    seconds: float
 
 
 Event: TypeAlias = (
@@ -240,4 +249,5 @@ Event: TypeAlias = (
     | CallStarted
     | CallDone
     | CallFailed
+    | CallAbandoned
 )

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -35,6 +34,7 @@ import attrs
 import orjson
 
 from stationmaster.batch import BadEntry, Message, Refusal
+from stationmaster.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from stationmaster.batch import Record
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_BRACKETS_ALIKE: Final = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKET_OR_QUOTE: Final = bytes(set(range(256)) - set(b'[]{}"'))
+_DEEPEST: Final = 256  # what the JSON library writes, and Python's own reads, without a recursion error
 # Only a run of 19 digits, or an exponent of three, can leave 64 bits or the range of a double. Looking for plain
 # substrings after one translation is several times as fast as a regular expression.
 _DIGITS_ALIKE: Final = bytes.maketrans(b"123456789E", b"000000000e")
@@ -53,14 +55,30 @@ _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """Bounds of a message. Counts are inclusive: exactly the limit is accepted."""
+    """Bounds of a message. Counts are inclusive: exactly the limit is accepted.
+
+    Raises:
+        ConfigError: on a bound below 1, or a depth above 256; all faults at once.
+    """
 
     message_bytes: int = 1_048_576
     json_depth: int = 32
     stations_per_message: int = 10_000
     station_id_chars: int = 128
     readings_bytes: int = 65_536
-    """Of one entry, as compact JSON."""
+    """Of one entry, as compact JSON; not looked at in a message that has no more bytes than this altogether."""
+
+    def __attrs_post_init__(self) -> None:
+        """Check the bounds together."""
+        faults = [
+            f"limits.{name}: {value!r} is below 1"
+            for name, value in attrs.asdict(self).items()
+            if not value >= 1
+        ]
+        if self.json_depth > _DEEPEST:
+            faults.append(f"limits.json_depth: {self.json_depth!r} is above {_DEEPEST}")
+        if faults:
+            raise ConfigError(faults)
 
 
 def parse_message(record: Record, limits: Limits) -> Message | Refusal:
@@ -176,32 +194,22 @@ def _why_bad(station_id: object, limits: Limits) -> str:
 
 
 def _too_deep(value: bytes, depth: int) -> bool:
-    """Tell whether brackets nest deeper than `depth`.
+    """Tell whether brackets outside of texts nest deeper than `depth`; exact for whatever is JSON.
 
-    Fast and never too lenient: brackets that lie within texts count too, so a suspicion is looked at again exactly.
+    Some twenty passes in C instead of one in Python: hostile bytes of 1 MiB take tens of milliseconds, not seconds.
     """
-    brackets = value.translate(None, _NOT_BRACKETS)
+    if b"\\" in value:
+        value = value.replace(b"\\\\", b"").replace(b'\\"', b"")
+    # Two quotes side by side go together: what is left between quotes stays within a text, or outside of one.
+    brackets = value.translate(_BRACKETS_ALIKE, _NO_BRACKET_OR_QUOTE).replace(b'""', b"")
+    if b'"' in brackets:
+        brackets = b"".join(brackets.split(b'"')[::2])
     for _ in range(depth):
-        if not brackets:
-            return False
-        shorter = brackets.replace(b"{}", b"").replace(b"[]", b"")
+        shorter = brackets.replace(b"[]", b"")
         if len(shorter) == len(brackets):
             break
         brackets = shorter
-    return bool(brackets) and _depth(value) > depth
-
-
-def _depth(value: bytes) -> int:
-    """Measure how deep brackets outside of texts nest, in one pass."""
-    depth = deepest = 0
-    for token in re.finditer(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', value, re.DOTALL):
-        first = value[token.start()]
-        if first in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif first in b"]}":
-            depth -= 1
-    return deepest
+    return b"[]" in brackets or brackets.count(b"[") > depth
 
 
 def _judge(value: bytes) -> Refusal | None:

@@ -2,7 +2,7 @@
 
 Who owns what (an outer ring outlives the inner ones):
 
-    open_pipeline()
+    open_pipeline()     one shield around all rings: what is cancelled from outside is drained within the grace
       station ring      one task, one nursery and one bounded channel per station
         batch ring      one task per batch: waits under its own deadline, snapshot, upload; leaving it IS the drain
           poller        started last, stopped first; the fan-out of an opened batch is shielded from its scope
@@ -21,13 +21,13 @@ from __future__ import annotations
 import math
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import attrs
 import trio
 
 from stationmaster.abc import NullObserver
-from stationmaster.batch import Batch, StationInput
+from stationmaster.batch import Batch
 from stationmaster.collector import Collector
 from stationmaster.errors import ConfigError, plain_errors
 from stationmaster.events import BatchClosed, BatchDropped, BatchOpened, EmptyBatch
@@ -91,6 +91,8 @@ class PipelineSettings:
             )
             if not getattr(self, name) > 0
         ]
+        if self.by not in get_args(Boundary):
+            faults.append(f"by: {self.by!r} is none of {', '.join(get_args(Boundary))}")
         if not 0 < self.quorum <= 1:
             faults.append(f"quorum: {self.quorum!r} is not in 0 < quorum <= 1")
         if not self.grace_s >= 0:
@@ -173,6 +175,23 @@ class Pipeline:
     # ----------------------------------------------------------------------------------------------------- the rings
 
     async def _run(self) -> None:
+        """Run the rings to their end, or to the end of the grace."""
+        async with trio.open_nursery() as around:
+            around.start_soon(self._drain_when_cancelled, name="cancellation watch")
+            with self._shielded(until=math.inf):
+                await self._run_rings()
+            self._finished.set()
+            around.cancel_scope.cancel()
+
+    async def _drain_when_cancelled(self) -> None:
+        """Turn a cancellation from outside into a drain: the stations go on, so that no batch is uploaded half."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            if not self._finished.is_set():
+                self.drain(grace_s=self._settings.grace_s)
+
+    async def _run_rings(self) -> None:
         settings = self._settings
         async with open_stations(
             self._handler,
@@ -180,7 +199,7 @@ class Pipeline:
             max_live=settings.max_live,
             idle_s=settings.idle_s,
             result_bytes=settings.result_bytes,
-            on_measured=self._intake.nudge,
+            on_eased=self._intake.nudge,
             observer=self._observer,
         ) as self._stations:
             async with trio.open_nursery() as batches:
@@ -204,10 +223,9 @@ class Pipeline:
                         await poller.run()
                     await self._intake.wait_idle()
                 except trio.Cancelled:
-                    # Something around us ends. The batch tasks go on under their shields: give them an end.
+                    # A batch or a station ended in a bug. The batch tasks go on under their shields: give them an end.
                     self._draw_in(trio.current_time() + settings.grace_s)
                     raise
-        self._finished.set()
 
     def _may_open(self, draft: Draft) -> bool:
         assert self._stations is not None  # noqa: S101 - the poller runs inside the station ring
@@ -239,14 +257,13 @@ class Pipeline:
             report_bytes=self._settings.report_bytes,
             observer=self._observer,
         )
+        self._observer.observe(BatchOpened(batch=batch, in_flight=self._intake.in_flight + 1))
         self._intake.enter(batch.size_bytes)
         batches.start_soon(self._run_batch, collector, name=f"batch {batch.batch_id}")
-        self._observer.observe(BatchOpened(batch=batch, in_flight=self._intake.in_flight))
         with self._shielded(until=batch.deadline):
             await trio.lowlevel.checkpoint()
-            for index, (station_id, readings) in enumerate(batch.entries.items(), 1):
-                job = StationInput(station_id, readings, batch, batch.last_message[station_id])
-                stations.submit(collector, job)
+            for index, station_id in enumerate(batch.entries, 1):
+                stations.submit(collector, station_id)
                 if not index % _SLICE:
                     await trio.lowlevel.checkpoint()
 
@@ -257,7 +274,7 @@ class Pipeline:
             with self._shielded(until=collector.deadline):
                 await collector.done.wait()
             now = trio.current_time()
-            if not collector.done.is_set() and now < collector.deadline:
+            if now >= self._end:  # even if it is complete: its stations are cancelled too, their errors are no answers
                 self._drop(collector)
                 return
             report = collector.close(closed_at=self._now())

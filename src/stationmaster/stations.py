@@ -8,18 +8,21 @@ Rules (each was found by breaking it):
    fall on the next batch's job.
 3. `submit` never waits: a full channel is an outcome (rejected).
 4. A handler's errors end at its station's edge. An error group mixed with Cancelled is split there: the errors are
-   the station's, the cancellation goes on. MemoryError and whatever is no Exception ends the pipeline.
+   the station's, the cancellation goes on. MemoryError, alone or in a group, and whatever is no Exception ends the
+   pipeline.
 5. An idle station is deleted and closed with no checkpoint between the look and the close, and `submit` looks up and
    sends without one: neither can fall into the other.
+6. No job starts when its batch is closed or its deadline has come: both can happen while it waits in the channel.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import orjson
@@ -33,14 +36,17 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from stationmaster.abc import Observer, StationHandler
+    from stationmaster.batch import Batch
 
 _WEIGHT = 0.2  # of a new service time in the moving mean: about the last ten jobs count
 _LOOKED_AT = 64  # stations that an estimate looks at: more do not move a median
+_SLICE = 32  # stations given up between two checkpoints: each is a task that ends in the next tick
 
 
 class Collecting(Protocol):
     """What a station needs of an open batch."""
 
+    batch: Batch
     closed: bool
     deadline: float
 
@@ -57,19 +63,15 @@ class Collecting(Protocol):
         ...
 
 
-Job: TypeAlias = tuple[Collecting, StationInput]
-
-
 @attrs.define(eq=False)
 class Station:
     """One live station."""
 
     station_id: str
-    send: trio.MemorySendChannel[Job]
+    send: trio.MemorySendChannel[Collecting]
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    busy: bool = False
     queued: int = 0
-    last_active: float = 0.0
+    idle_since: float = 0.0
     mean_s: float | None = None
     """Moving mean of its service time; None before the first answer."""
     strikes: int = 0
@@ -88,7 +90,7 @@ class Stations:
         max_live: int,
         idle_s: float,
         result_bytes: int,
-        on_measured: Callable[[], None],
+        on_eased: Callable[[], None],
         observer: Observer,
     ) -> None:
         self._nursery = nursery
@@ -98,30 +100,32 @@ class Stations:
         self._idle_s = idle_s
         self._result_bytes = result_bytes
         self._observer = observer
+        self._on_eased = on_eased
         self._live: dict[str, Station] = {}
-        self._on_measured = on_measured
+        # Those that wait for a job, the longest idle first. An OrderedDict, because a dict is slow at its front.
+        self._idle: OrderedDict[str, Station] = OrderedDict()
 
     def __len__(self) -> int:
         """Return how many are live."""
         return len(self._live)
 
-    def submit(self, collecting: Collecting, job: StationInput) -> None:
-        """Queue a job at its station, or settle it as rejected. Never waits."""
-        station_id = job.station_id
+    def submit(self, collecting: Collecting, station_id: str) -> None:
+        """Queue this station's job of a batch, or settle it as rejected. Never waits."""
         station = self._live.get(station_id)
         if station is None:
-            if len(self._live) >= self._max_live and not self._reap_longest_idle():
+            if len(self._live) >= self._max_live and not self._give_up_longest_idle():
                 reason = f"{self._max_live} stations are live and busy (stations.max_live)"
                 collecting.settle(StationResult(station_id, Outcome.REJECTED, None, reason))
                 return
             station = self._start(station_id)
         try:
-            station.send.send_nowait((collecting, job))
+            station.send.send_nowait(collecting)
         except trio.WouldBlock:
             reason = f"its queue of {self._queue_capacity} jobs is full (stations.queue_capacity)"
             collecting.settle(StationResult(station_id, Outcome.REJECTED, None, reason))
         else:
             station.queued += 1
+            self._idle.pop(station_id, None)
 
     def expected_wait_s(self, station_ids: Iterable[str]) -> float:
         """Estimate when a job given to these stations now would be answered.
@@ -136,7 +140,7 @@ class Stations:
             if station is None:
                 waits.append(0.0)
             elif not station.strikes:
-                if not station.busy and not station.queued:
+                if station_id in self._idle:
                     waits.append(0.0)
                 elif station.mean_s is None:
                     waits.append(math.inf)
@@ -147,14 +151,14 @@ class Stations:
         return statistics.median_high(waits) if waits else 0.0
 
     def _start(self, station_id: str) -> Station:
-        send, receive = trio.open_memory_channel[Job](self._queue_capacity)
-        station = Station(station_id, send, last_active=trio.current_time())
+        send, receive = trio.open_memory_channel[Collecting](self._queue_capacity)
+        station = Station(station_id, send)
         self._live[station_id] = station
         self._nursery.start_soon(self._run, station, receive, name=f"station {station_id}")
         return station
 
     async def _run(  # noqa: ASYNC910 - `_serve` waits for a job first
-        self, station: Station, receive: trio.MemoryReceiveChannel[Job]
+        self, station: Station, receive: trio.MemoryReceiveChannel[Collecting]
     ) -> None:
         """Serve a station to the end of its channel, anew whenever a helper task of its handler fails."""
         with receive:
@@ -181,7 +185,7 @@ class Stations:
     async def _serve(
         self,
         station: Station,
-        receive: trio.MemoryReceiveChannel[Job],
+        receive: trio.MemoryReceiveChannel[Collecting],
         helpers: trio.Nursery,
     ) -> None:
         clock = trio.current_time
@@ -189,64 +193,66 @@ class Stations:
             with trio.CancelScope() as scope:
                 station.scope = scope
                 while True:
-                    station.busy = False
                     try:
-                        collecting, job = receive.receive_nowait()
+                        collecting = receive.receive_nowait()
                     except trio.WouldBlock:
                         scope.deadline = math.inf
+                        self._rest(station)
                         try:
-                            collecting, job = await receive.receive()
+                            collecting = await receive.receive()
                         except trio.EndOfChannel:
                             return
                     except trio.EndOfChannel:
                         return
                     station.queued -= 1
-                    if collecting.closed:
-                        continue
-                    station.busy = True
                     started = clock()
+                    if collecting.closed or started >= collecting.deadline:
+                        continue
                     scope.deadline = collecting.deadline
-                    await self._work(station, collecting, job, helpers)
-                    station.last_active = now = clock()
+                    await self._work(station, collecting, helpers)
                     if scope.cancel_called:
                         break
-                    self._measure(station, now - started)
+                    self._measure(station, clock() - started)
             station.strikes += 1
-            station.last_active = clock()
 
     async def _work(  # noqa: ASYNC910 - a handler that never waits is served up to one queue in a row
-        self, station: Station, collecting: Collecting, job: StationInput, helpers: trio.Nursery
+        self, station: Station, collecting: Collecting, helpers: trio.Nursery
     ) -> None:
         """Run one job; its errors are its outcome."""
-        station_id = station.station_id
+        station_id, batch = station.station_id, collecting.batch
+        job = StationInput(
+            station_id, batch.entries[station_id], batch, batch.last_message[station_id], helpers
+        )
         collecting.begin(station_id, station.scope.cancel)
         try:
             result = self._result(station_id, await self._handler(job))
-        except MemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a handler's error is its station's outcome, whatever it is
-            result = _failure(station_id, error)
+        except Exception as error:
+            if _is_fatal(error):
+                raise
+            collecting.settle(_failure(station_id, error))
         except BaseExceptionGroup as group:
             errors, rest = group.split(Exception)
-            if rest is None or (errors is not None and errors.subgroup(MemoryError) is not None):
+            if errors is not None and _is_fatal(errors):
                 raise
             if errors is not None:
                 collecting.settle(_failure(station_id, errors))
-            raise rest from None
+            if rest is not None:
+                raise rest from None
+        else:
+            collecting.settle(result)
         finally:
             collecting.end(station_id)
-            if helpers.cancel_scope.cancel_called:
-                # A helper task of this station failed (or everything ends, and the batch is closed already).
+            if helpers.cancel_scope.cancel_called and not collecting.closed:
+                # A helper task failed and took the job with it; an outcome that was settled before counts.
                 collecting.settle(
                     StationResult(station_id, Outcome.FAILED, None, "a helper task failed")
                 )
-        collecting.settle(result)
 
     def _measure(self, station: Station, seconds: float) -> None:
         station.strikes = 0
         if station.mean_s is None:
             station.mean_s = seconds
-            self._on_measured()
+            self._on_eased()
         else:
             station.mean_s += _WEIGHT * (seconds - station.mean_s)
 
@@ -266,29 +272,37 @@ class Stations:
             return StationResult(station_id, Outcome.FAILED, None, reason)
         return StationResult(station_id, Outcome.SUCCEEDED, value, "", encoded)
 
-    # ------------------------------------------------------------------------------------------------------ reaping
+    # --------------------------------------------------------------------------------------------------- idle stations
+
+    def _rest(self, station: Station) -> None:
+        station.idle_since = trio.current_time()
+        self._idle[station.station_id] = station
+        self._idle.move_to_end(station.station_id)  # it may rest anew, after a helper task failed
+        self._on_eased()
 
     async def _reap_idle(self) -> None:
         async for _ in periodic(self._idle_s / 2):
             limit = trio.current_time() - self._idle_s
-            for station in [*self._live.values()]:
-                if _is_idle(station) and station.last_active <= limit:
-                    self._close(station)
+            given_up = 0
+            while self._idle and next(iter(self._idle.values())).idle_since <= limit:
+                self._give_up_longest_idle()
+                given_up += 1
+                if not given_up % _SLICE:
+                    await trio.lowlevel.checkpoint()
 
-    def _reap_longest_idle(self) -> bool:
-        idle = [station for station in self._live.values() if _is_idle(station)]
-        if not idle:
+    def _give_up_longest_idle(self) -> bool:
+        if not self._idle:
             return False
-        self._close(min(idle, key=lambda station: station.last_active))
+        station_id, station = self._idle.popitem(last=False)
+        del self._live[station_id]
+        station.send.close()
         return True
 
-    def _close(self, station: Station) -> None:
-        del self._live[station.station_id]
-        station.send.close()
 
-
-def _is_idle(station: Station) -> bool:
-    return not station.busy and not station.queued
+def _is_fatal(error: Exception) -> bool:
+    if isinstance(error, ExceptionGroup):
+        return error.subgroup(MemoryError) is not None
+    return isinstance(error, MemoryError)
 
 
 def _failure(station_id: str, error: Exception) -> StationResult:
@@ -307,7 +321,7 @@ async def open_stations(
     max_live: int,
     idle_s: float,
     result_bytes: int,
-    on_measured: Callable[[], None],
+    on_eased: Callable[[], None],
     observer: Observer,
 ) -> AsyncIterator[Stations]:
     """Own the station tasks; leaving the block cancels them.
@@ -318,7 +332,7 @@ async def open_stations(
         max_live: stations with a task of their own; beyond it the longest idle one goes, else the new one is rejected.
         idle_s: an idle station is given up after this many seconds (at latest after one and a half times that).
         result_bytes: bound of one encoded result.
-        on_measured: called when a station's service time becomes known: an estimate may have changed a lot.
+        on_eased: called when an expected wait may have fallen: a station is idle, or its service time is known now.
         observer: hears of helper tasks that fail.
     """
     async with trio.open_nursery() as nursery:
@@ -329,7 +343,7 @@ async def open_stations(
             max_live=max_live,
             idle_s=idle_s,
             result_bytes=result_bytes,
-            on_measured=on_measured,
+            on_eased=on_eased,
             observer=observer,
         )
         nursery.start_soon(stations._reap_idle, name="station reaper")  # noqa: SLF001 - its own module

@@ -1,0 +1,57 @@
+"""The project itself: its Kafka source and its pipeline with all checks and limits on, one batch per poll.
+
+The handler answers as the classic designs' does: one result per reading, so that the same number of results arrives.
+"""
+
+
+import trio
+import work
+
+from stationmaster import PipelineSettings, open_pipeline
+from stationmaster.abc import Accepted
+from stationmaster.kafka import KafkaSettings, open_kafka_source
+
+tally = work.Tally()
+
+
+async def handle(station):
+    tally.start()
+    readings = [
+        await work.handler({"stationId": station.station_id, **reading})
+        for reading in station.readings
+    ]
+    return {"readings": readings}
+
+
+class CountingSink:
+    def __init__(self):
+        self.complete = trio.Event()
+
+    async def upload(self, report):
+        await trio.lowlevel.checkpoint()
+        tally.upload(sum(len(result.value["readings"]) for result in report.results))
+        if tally.done:
+            self.complete.set()
+        return Accepted()
+
+
+async def main():
+    settings = KafkaSettings(
+        bootstrap_servers=work.BOOTSTRAP,
+        group_id=work.GROUP,
+        topics=(work.TOPIC,),
+        max_poll_messages=work.POLL_RECORDS,
+        drain_timeout_s=10.0,
+        assignor="range",
+        session_timeout_s=6.0,
+        options={"heartbeat.interval.ms": 500, "fetch.wait.max.ms": 100},
+    )
+    sink = CountingSink()
+    batches = PipelineSettings(by="poll", group_id=work.GROUP, report_bytes=2**30)
+    async with open_kafka_source(settings) as source:
+        async with open_pipeline(source, handler=handle, sink=sink, settings=batches):
+            await sink.complete.wait()
+            tally.report()
+
+
+trio.run(main)

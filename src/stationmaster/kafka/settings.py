@@ -1,0 +1,137 @@
+"""What the Kafka source can be told, and the client configuration that comes of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import attrs
+
+from stationmaster.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_OWNED: Final = {
+    "bootstrap.servers": "bootstrap_servers",
+    "metadata.broker.list": "bootstrap_servers",
+    "group.id": "group_id",
+    "group.instance.id": "instance_id",
+    "group.protocol": "group_protocol",
+    "partition.assignment.strategy": "assignor",
+    "session.timeout.ms": "session_timeout_s",
+    "auto.offset.reset": "start",
+}
+_OFFSETS_ARE_OURS: Final = frozenset(
+    {
+        "enable.auto.commit",
+        "auto.commit.enable",
+        "auto.commit.interval.ms",
+        "enable.auto.offset.store",
+        "enable.partition.eof",
+    }
+)
+
+
+@attrs.frozen(kw_only=True)
+class KafkaSettings:
+    """Which topics to read, and how.
+
+    Raises:
+        ConfigError: names every fault. (What only the client itself can judge is refused when the source opens.)
+    """
+
+    bootstrap_servers: str
+    """`host:port`, several with commas between them."""
+    group_id: str
+    topics: tuple[str, ...]
+    max_poll_messages: int = 500
+    poll_timeout_s: float = 1.0
+    """The longest single wait for messages in the client's thread. More than 0.1 s counts as 0.1 s, because commits and
+    the order to close wait behind it; `poll` itself waits until there are messages."""
+    commit_interval_s: float = 1.0
+    drain_timeout_s: float = 7.0
+    """How long a revoke may wait for what was handed out: the batches' deadline and a margin."""
+    close_timeout_s: float = 10.0
+    """How long closing may take, the last commit included; a client that hangs longer is left behind."""
+    assignor: Literal["cooperative-sticky", "range", "roundrobin"] = "cooperative-sticky"
+    """How a classic group shares its partitions out. All members must use the same."""
+    group_protocol: Literal["classic", "consumer"] = "classic"
+    """`consumer` (KIP-848) needs Kafka 4.0; the broker then decides on session and assignment."""
+    session_timeout_s: float | None = None
+    """After this long without a sign of life the group goes on without us; None: the client's own default, 45 s."""
+    instance_id: str | None = None
+    """Static membership: a restart within the session timeout gets its partitions back without a rebalance."""
+    start: Literal["earliest", "latest"] = "earliest"
+    """Where a group without committed offsets begins."""
+    options: Mapping[str, str | int | float | bool] = attrs.field(factory=dict, repr=False)
+    """Further settings of the client (librdkafka's names). Not shown in `repr`: they may hold passwords."""
+
+    def __attrs_post_init__(self) -> None:
+        """Find every fault."""
+        faults = [
+            f"kafka.{name}: must not be empty"
+            for name in ("bootstrap_servers", "group_id", "topics")
+            if not getattr(self, name)
+        ]
+        faults += [
+            f"kafka.topics: {topic!r} is a pattern or empty; name each topic"
+            for topic in self.topics
+            if not topic or topic.startswith("^")
+        ]
+        faults += [
+            f"kafka.{name}: must be more than 0"
+            for name in (
+                "max_poll_messages",
+                "poll_timeout_s",
+                "commit_interval_s",
+                "close_timeout_s",
+            )
+            if not getattr(self, name) > 0
+        ]
+        if not self.drain_timeout_s >= 0:
+            faults.append("kafka.drain_timeout_s: must not be less than 0")
+        if self.session_timeout_s is not None and self.group_protocol == "consumer":
+            faults.append(
+                "kafka.session_timeout_s: the broker decides it with group_protocol 'consumer'; leave it out"
+            )
+        for key in self.options:
+            if key in _OFFSETS_ARE_OURS:
+                faults.append(
+                    f"kafka.options: {key} cannot be set: an offset is committed only after its batch was delivered"
+                )
+            elif key in _OWNED:
+                faults.append(f"kafka.options: {key} cannot be set here; use kafka.{_OWNED[key]}")
+        if faults:
+            raise ConfigError(faults)
+
+    @property
+    def is_incremental(self) -> bool:
+        """Whether a rebalance hands over only what changes."""
+        return self.group_protocol == "consumer" or self.assignor == "cooperative-sticky"
+
+    def client_configuration(self) -> dict[str, Any]:
+        """Return librdkafka's configuration: our defaults, then `options`, then what is ours alone."""
+        ours: dict[str, Any] = {
+            "bootstrap.servers": self.bootstrap_servers,
+            "group.id": self.group_id,
+            "group.protocol": self.group_protocol,
+            "auto.offset.reset": self.start,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": False,
+        }
+        if self.group_protocol == "classic":
+            ours["partition.assignment.strategy"] = self.assignor
+            if self.session_timeout_s is not None:
+                ours["session.timeout.ms"] = round(self.session_timeout_s * 1000)
+        if self.instance_id is not None:
+            ours["group.instance.id"] = self.instance_id
+        return {
+            "allow.auto.create.topics": False,
+            "queued.max.messages.kbytes": 16_384,  # the client's prefetch; its own default is 64 MB
+            "topic.metadata.refresh.interval.ms": 15_000,  # a topic that appears is found within 30 s
+            "fetch.wait.max.ms": 100,  # some brokers answer a waiting fetch only at its end
+            "log_level": 4,  # warnings: offset resets are told only there
+            **self.options,
+            **ours,
+        }

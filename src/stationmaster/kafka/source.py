@@ -1,0 +1,157 @@
+"""The Kafka source: at-least-once reading of topics as a member of a consumer group.
+
+    async with open_kafka_source(settings, observer=observer) as source:
+        records = await source.poll()
+        source.account(OffsetRange(...))
+
+Only the contiguous prefix of accounted records is committed: at most once per `commit_interval_s`, at a revoke and at
+the end. The client lives in a thread of its own (`pump`); `handover` is what lies between it and trio.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import asynccontextmanager
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+from confluent_kafka import KafkaException
+
+from stationmaster.abc import NullObserver
+from stationmaster.errors import ConfigError
+from stationmaster.events import SourceTrouble
+from stationmaster.kafka.handover import Command, Handover
+from stationmaster.kafka.pump import Pump
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from stationmaster.abc import Observer
+    from stationmaster.batch import OffsetRange, Record
+    from stationmaster.kafka.assignment import Holding
+    from stationmaster.kafka.settings import KafkaSettings
+
+
+@attrs.frozen(kw_only=True)
+class PartitionStatistics:
+    """One assigned partition."""
+
+    topic: str
+    partition: int
+    generation: int
+    committed: int | None
+    """The next offset to read after a restart, as far as this assignment has committed."""
+    high_watermark: int | None
+    """The log's end as the last fetch told it."""
+    lag: int | None
+    """Records up to the log's end that are not committed; None until the first record came."""
+    outstanding: int
+    """Records that were handed out and are not yet below the watermark."""
+
+
+@attrs.frozen(kw_only=True)
+class KafkaStatistics:
+    """How the source stands."""
+
+    partitions: tuple[PartitionStatistics, ...]
+    paused: bool
+    max_poll_exceeded: int
+    """How often the group went on without us because the client's thread was held up."""
+    dropped_polls: int
+    """Polls that arrived after closing; they come again after a restart."""
+    pump_idle_s: float
+    """Seconds since the client's thread began its last turn: much more than a second means that it hangs, or that
+    a revoke is being drained."""
+
+
+class KafkaSource:
+    """A `stationmaster.abc.Source`. Made by `open_kafka_source`."""
+
+    def __init__(self, handover: Handover, pump: Pump) -> None:
+        self._handover = handover
+        self._pump = pump
+
+    async def poll(self) -> Sequence[Record]:
+        """Wait for the next records: at least one, at most `max_poll_messages`, in order within each partition.
+
+        Raises:
+            SourceError: the client met a fatal error.
+            trio.ClosedResourceError: the source was left.
+
+        Cancellation loses no record. For one task at a time.
+        """
+        return await self._handover.poll()
+
+    def account(self, offsets: OffsetRange, /) -> None:
+        """See `stationmaster.abc.Source.account`."""
+        self._handover.account(offsets)
+
+    def statistics(self) -> KafkaStatistics:
+        """Return how the source stands now; cheap, asks no broker."""
+        return KafkaStatistics(
+            partitions=tuple(_describe(holding) for holding in self._handover.holdings.values()),
+            paused=self._pump.paused,
+            max_poll_exceeded=self._pump.max_poll_exceeded,
+            dropped_polls=self._handover.dropped_polls,
+            pump_idle_s=time.monotonic() - self._pump.last_turn,
+        )
+
+
+def _describe(holding: Holding) -> PartitionStatistics:
+    lease, high, committed = holding.lease, holding.high, holding.committed
+    known = holding.begin if committed is None else committed
+    return PartitionStatistics(
+        topic=lease.topic,
+        partition=lease.partition,
+        generation=lease.generation,
+        committed=committed,
+        high_watermark=high,
+        lag=None if high is None or known is None else max(0, high - known),
+        outstanding=lease.outstanding,
+    )
+
+
+@asynccontextmanager
+async def open_kafka_source(
+    settings: KafkaSettings, *, observer: Observer | None = None
+) -> AsyncIterator[KafkaSource]:
+    """Join the group and read. A broker that is away is waited for: that is an event, not an error.
+
+    Leaving commits what is accounted for and leaves the group, within `close_timeout_s` even if the body was
+    cancelled; a client that hangs longer is left to its daemon thread, with a `SourceTrouble` event. Await nothing
+    of the source's records after that: what was not accounted comes again.
+
+    Raises:
+        ConfigError: the client refuses an option.
+    """
+    commands: SimpleQueue[Command] = SimpleQueue()
+    if observer is None:
+        observer = NullObserver()
+    handover = Handover(observer, commands)
+    try:
+        pump = Pump(
+            commands=commands,
+            settings=settings,
+            handover=handover,
+            token=trio.lowlevel.current_trio_token(),
+        )
+    except (KafkaException, TypeError) as error:
+        said = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+        raise ConfigError([f"kafka.options: {said}"]) from error
+    threading.Thread(target=pump.run, name="stationmaster pump", daemon=True).start()
+    try:
+        yield KafkaSource(handover, pump)
+    finally:
+        handover.close()
+        with trio.CancelScope(shield=True, relative_deadline=settings.close_timeout_s):
+            await handover.has_ended.wait()
+        if not handover.has_ended.is_set():
+            detail = (
+                f"the client did not close within {settings.close_timeout_s:g} s; its thread is left behind, "
+                "and what was not committed comes again"
+            )
+            observer.observe(SourceTrouble(kind="close", detail=detail))
+    handover.raise_what_nobody_saw()

@@ -1,0 +1,277 @@
+"""The command line. Exit codes: 0 fine, 64 usage, 70 internal, 75 cut short (batches come again), 78 configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import trio
+
+from stationmaster import __version__
+from stationmaster.batch import Outcome
+from stationmaster.errors import ConfigError, StationmasterError
+from stationmaster.service import demo as demo_module
+from stationmaster.service import model_server as model_server_module
+from stationmaster.service import receiver as receiver_module
+from stationmaster.service.app import (
+    EXIT_CONFIG,
+    EXIT_CUT_SHORT,
+    EXIT_INTERNAL,
+    EXIT_OK,
+    EXIT_USAGE,
+    Observers,
+    Tally,
+    run_service,
+)
+from stationmaster.service.children import end_with_parent
+from stationmaster.service.config_reading import load_config, render
+from stationmaster.service.logs import LogObserver, configure_logs
+
+if TYPE_CHECKING:
+    from stationmaster.service.config import Config
+
+_CONFIG = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The configuration file (TOML).",
+)
+_SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="TABLE.KEY=VALUE",
+    help="Override one key of the configuration; may be given several times.",
+)
+_WITH_PARENT = click.option(
+    "--end-with-parent", is_flag=True, help="Stop as if by SIGTERM when standard input ends."
+)
+_HOST = click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+_PORT = click.option(
+    "--port", default=0, show_default=True, help="Port to listen on; 0 is any free one."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="stationmaster")
+def command_line() -> None:
+    r"""Every batch leaves on time.
+
+    Takes station telemetry from Kafka, runs every station of a batch at the same time, and uploads each batch as one
+    list when all stations answered, a quorum has, or the deadline strikes.
+
+    \b
+    Exit codes: 0 fine, 64 usage, 70 internal, 75 cut short (what was open comes again), 78 configuration.
+    """
+
+
+@command_line.command()
+@_CONFIG
+@_SET
+@_WITH_PARENT
+def run(config_path: Path, overrides: tuple[str, ...], end_with_parent: bool) -> int:
+    """Run the service until SIGTERM or SIGINT, which drains; a second signal stops at once."""
+    config = load_config(config_path, overrides=overrides, environ=os.environ)
+    return _serve(config, Tally(), end_with_parent=end_with_parent)
+
+
+@command_line.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_CONFIG
+@_SET
+def replay(file: Path, config_path: Path, overrides: tuple[str, ...]) -> int:
+    """Run the service over FILE (JSON Lines, may be .gz) instead of Kafka, to its end.
+
+    Topic: `[file] topic`, else the file's name without suffix; partition 0; offset: the line, from 0; timestamp: the
+    message's own. The same file gives the same batch ids again.
+    """
+    source = ("source.kind='file'", f"file.path={json.dumps(str(file))}")
+    config = load_config(config_path, overrides=(*overrides, *source), environ=os.environ)
+    tally = Tally()
+    code = _serve(config, tally)
+    unsuccessful = ", ".join(
+        f"{outcome.value} {tally.unsuccessful.get(outcome, 0)}"
+        for outcome in Outcome
+        if outcome is not Outcome.SUCCEEDED
+    )
+    click.echo(
+        f"{file.name}: {tally.uploaded} batches uploaded with {tally.results} results ({unsuccessful}); "
+        f"{tally.by_deadline} closed by deadline, {tally.empty} empty, {tally.refused} dead letters, "
+        f"{tally.rejected} rejected by the target, {tally.dropped} dropped"
+    )
+    return code
+
+
+@command_line.command("check-config")
+@click.argument("file", type=click.Path(path_type=Path))
+@_SET
+@click.option(
+    "--print", "show", is_flag=True, help="Print the effective configuration, secrets hidden."
+)
+def check_config(file: Path, overrides: tuple[str, ...], show: bool) -> int:
+    """Check the configuration FILE and name every fault at once, each with its path."""
+    config = load_config(file, overrides=overrides, environ=os.environ)
+    click.echo(render(config) if show else f"{file}: fine")
+    return EXIT_OK
+
+
+@command_line.command()
+@click.option(
+    "--batches",
+    default=200,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Messages to send.",
+)
+@click.option(
+    "--seconds",
+    default=20.0,
+    show_default=True,
+    type=click.FloatRange(min=1),
+    help="Time to send them in.",
+)
+@click.option("--headless", is_flag=True, help="Plain lines instead of the live table.")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for logs, database and demo.json; a new temporary one if not given.",
+)
+def demo(batches: int, seconds: float, headless: bool, state: Path | None) -> int:
+    """Run everything on this machine: broker, producer, model server, receiver, and the service between them.
+
+    Real station data, real sockets, one station that hangs and one that fails. The summary at the end is checked
+    against the receiver's database; exit code 0 only if nothing was lost, doubled or late.
+    """
+    live = not headless and sys.stdout.isatty()
+    return trio.run(
+        partial(demo_module.run_demo, batches=batches, seconds=seconds, live=live, state=state)
+    )
+
+
+@command_line.command("model-server")
+@_HOST
+@_PORT
+@click.option(
+    "--pretend-ms", default=0.0, type=click.FloatRange(min=0), help="Pretended cost of a call."
+)
+@click.option(
+    "--pretend-ms-per-text",
+    default=0.0,
+    type=click.FloatRange(min=0),
+    help="Pretended cost of each text.",
+)
+@_WITH_PARENT
+def model_server(
+    host: str,
+    port: int,
+    pretend_ms: float,
+    pretend_ms_per_text: float,
+    end_with_parent: bool,
+) -> int:
+    """Serve the built-in embedding model `readings-128` at POST /v1/embeddings."""
+    _hang_on_parent(wanted=end_with_parent)
+    trio.run(
+        partial(
+            model_server_module.run_model_server,
+            host,
+            port,
+            pretend_s=pretend_ms / 1000,
+            pretend_per_text_s=pretend_ms_per_text / 1000,
+        )
+    )
+    return EXIT_OK
+
+
+@command_line.command()
+@_HOST
+@_PORT
+@click.option(
+    "--db", type=click.Path(path_type=Path), required=True, help="SQLite file; made if missing."
+)
+@click.option(
+    "--fail-rate", default=0.0, type=click.FloatRange(0, 1), help="Share of uploads to fail."
+)
+@click.option(
+    "--latency-ms", default=0.0, type=click.FloatRange(min=0), help="Delay of every answer."
+)
+@click.option(
+    "--status", type=click.IntRange(100, 599), help="Answer this to everything, store nothing."
+)
+@_WITH_PARENT
+def receiver(  # noqa: PLR0917 - click calls it by name
+    host: str,
+    port: int,
+    db: Path,
+    fail_rate: float,
+    latency_ms: float,
+    status: int | None,
+    end_with_parent: bool,
+) -> int:
+    """Take uploads into a SQLite file, each batch once: a target for demo and tests."""
+    _hang_on_parent(wanted=end_with_parent)
+    trio.run(
+        partial(
+            receiver_module.run_receiver,
+            host,
+            port,
+            db=db,
+            fail_rate=fail_rate,
+            latency_s=latency_ms / 1000,
+            status=status,
+        )
+    )
+    return EXIT_OK
+
+
+def run_command_line() -> int:
+    """Run the command of `sys.argv` and return the exit code."""
+    try:
+        return int(command_line.main(standalone_mode=False) or EXIT_OK)
+    except click.Abort:
+        return EXIT_CUT_SHORT
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE
+    except ConfigError as error:
+        for fault in error.faults:
+            click.echo(fault, err=True)
+        return EXIT_CONFIG
+    except Exception as error:  # noqa: BLE001 - the outermost edge: told, and shown by the exit code
+        _tell(error)
+        return EXIT_INTERNAL
+
+
+def _tell(error: Exception) -> None:
+    """Say plainly what ended the service; anything unforeseen with its traceback."""
+    group = error if isinstance(error, ExceptionGroup) else ExceptionGroup("", [error])
+    foreseen, rest = group.split(StationmasterError)
+    for leaf in _leaves(foreseen) if foreseen is not None else ():
+        click.echo(f"stationmaster: {leaf}", err=True)
+    if rest is not None:
+        traceback.print_exception(rest)
+
+
+def _serve(config: Config, tally: Tally, *, end_with_parent: bool = False) -> int:
+    configure_logs(config.log.level, config.log.format, sys.stderr)
+    _hang_on_parent(wanted=end_with_parent)
+    observer = Observers((tally, LogObserver()))
+    return trio.run(partial(run_service, config, observer=observer))
+
+
+def _hang_on_parent(*, wanted: bool) -> None:
+    if wanted:
+        end_with_parent()
+
+
+def _leaves(group: ExceptionGroup[Exception]) -> list[Exception]:
+    leaves: list[Exception] = []
+    for error in group.exceptions:
+        leaves += _leaves(error) if isinstance(error, ExceptionGroup) else [error]
+    return leaves

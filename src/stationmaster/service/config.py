@@ -1,0 +1,266 @@
+"""The configuration of the service: one frozen class per TOML table, and what must hold between tables.
+
+`config/stationmaster.toml` says of every key what it is for; `config_reading.load_config` makes a `Config` from a
+file. The types carry the ranges. Durations end in `_s`, sizes in `_bytes`; relative paths begin at the working
+directory. A value made in code, not by `load_config`, is not checked.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import attrs
+
+from stationmaster.service.config_rules import (
+    Bytes,
+    Complaint,
+    Count,
+    Depth,
+    HandlerName,
+    KafkaOptions,
+    Name,
+    OneUrl,
+    Options,
+    PathText,
+    Seconds,
+    SecondsOrZero,
+    Secret,
+    Servers,
+    Share,
+    Statuses,
+    Topic,
+    Topics,
+    Url,
+    figure,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_UPLOAD_MARGIN_S: Final = 5.0
+_MIB: Final = 1_048_576
+
+
+@attrs.frozen(kw_only=True)
+class SourceConfig:
+    """`[source]`: where messages come from."""
+
+    kind: Literal["kafka", "file"]
+
+
+@attrs.frozen(kw_only=True)
+class KafkaConfig:
+    """`[kafka]`: needed for a source of this kind."""
+
+    bootstrap_servers: Servers
+    group_id: Name
+    topics: Topics
+    max_poll_messages: Count = 500
+    poll_timeout_s: Seconds = 1.0
+    commit_interval_s: Seconds = 1.0
+    drain_timeout_s: Seconds | None = None
+    """Absent in the file: computed when it is read, see `default_drain_timeout_s`."""
+    assignor: Literal["cooperative-sticky", "range", "roundrobin"] = "cooperative-sticky"
+    group_protocol: Literal["classic", "consumer"] = "classic"
+    session_timeout_s: Seconds | None = None
+    """None: the client's own."""
+    instance_id: Name | None = None
+    start: Literal["earliest", "latest"] = "earliest"
+    options: KafkaOptions = attrs.field(factory=dict, repr=False)
+    """librdkafka's own keys; may hold a password from the environment."""
+
+
+@attrs.frozen(kw_only=True)
+class FileConfig:
+    """`[file]`: needed for a source of this kind."""
+
+    path: PathText
+    topic: Topic | None = None
+    """None: the file's stem."""
+
+
+@attrs.frozen(kw_only=True)
+class BatchConfig:
+    """`[batch]`: what is one batch, when it is closed, how many are open."""
+
+    by: Literal["message", "poll"] = "message"
+    deadline_s: Seconds = 5.0
+    quorum: Share = 1.0
+    max_in_flight: Count = 64
+    max_in_flight_bytes: Bytes = 64 * _MIB
+
+
+@attrs.frozen(kw_only=True)
+class StationsConfig:
+    """`[stations]`: what is done for each station."""
+
+    handler: HandlerName = "embed"
+    options: Options = attrs.field(factory=dict, repr=False)
+    """Handed to the handler as they are."""
+    queue_capacity: Count = 64
+    max_live: Count = 20_000
+    idle_s: Seconds = 600.0
+
+
+@attrs.frozen(kw_only=True)
+class LimitsConfig:
+    """`[limits]`: the largest of everything that comes from outside."""
+
+    message_bytes: Bytes = _MIB
+    json_depth: Depth = 32
+    stations_per_message: Count = 10_000
+    station_id_chars: Count = 128
+    readings_bytes: Bytes = 65_536
+    result_bytes: Bytes = _MIB
+    report_bytes: Bytes = 32 * _MIB
+
+
+@attrs.frozen(kw_only=True)
+class BatcherConfig:
+    """`[batcher]`: when a call to the model server leaves, and how much may wait."""
+
+    max_batch_rows: Count = 32
+    min_batch_rows: Count = 1
+    max_wait_s: SecondsOrZero = 0.005
+    hard_timeout_s: Seconds = 0.05
+    send_when_idle: bool = True
+    max_batch_bytes: Bytes = _MIB
+    max_queue_rows: Count = 1_024
+    max_queue_bytes: Bytes = 64 * _MIB
+    max_in_flight: Count = 4
+    grace_s: SecondsOrZero = 5.0
+
+
+@attrs.frozen(kw_only=True)
+class EmbeddingsConfig:
+    """`[embeddings]`: the model server; needed for the handler `embed`."""
+
+    urls: OneUrl
+    model: Name
+    key_file: PathText | None = None
+    key: Secret | None = None
+    """Read from `key_file` or the environment, never from the configuration file."""
+    dimensions: Count | None = None
+    """None: the first answer fixes it."""
+    encoding: Literal["base64", "float"] = "base64"
+    timeout_s: Seconds = 30.0
+
+
+@attrs.frozen(kw_only=True)
+class UploadConfig:
+    """`[upload]`: where closed batches go."""
+
+    url: Url
+    token_file: PathText | None = None
+    token: Secret | None = None
+    """Read from `token_file` or the environment, never from the configuration file."""
+    timeout_s: Seconds = 60.0
+    attempt_timeout_s: Seconds = 10.0
+    connections: Count = 8
+    compression: Literal["none", "gzip"] = "none"
+    empty: bool = False
+    accepted: Statuses = ()
+
+
+@attrs.frozen(kw_only=True)
+class LogConfig:
+    """`[log]`: what is told to the operator."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+
+
+@attrs.frozen(kw_only=True)
+class ShutdownConfig:
+    """`[shutdown]`: how long work under way may take after SIGTERM."""
+
+    grace_s: SecondsOrZero = 15.0
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """Everything the service is told. A table that may be None is only needed for some settings of another."""
+
+    source: SourceConfig
+    kafka: KafkaConfig | None = None
+    file: FileConfig | None = None
+    batch: BatchConfig = attrs.field(factory=BatchConfig)
+    stations: StationsConfig = attrs.field(factory=StationsConfig)
+    limits: LimitsConfig = attrs.field(factory=LimitsConfig)
+    batcher: BatcherConfig = attrs.field(factory=BatcherConfig)
+    embeddings: EmbeddingsConfig | None = None
+    upload: UploadConfig
+    log: LogConfig = attrs.field(factory=LogConfig)
+    shutdown: ShutdownConfig = attrs.field(factory=ShutdownConfig)
+
+    @property
+    def embeddings_key(self) -> str | None:
+        """The model server's key in clear: only for where it is sent."""
+        key = self.embeddings.key if self.embeddings is not None else None
+        return key.reveal() if key is not None else None
+
+    @property
+    def upload_token(self) -> str | None:
+        """The upload target's token in clear: only for where it is sent."""
+        return self.upload.token.reveal() if self.upload.token is not None else None
+
+
+def default_drain_timeout_s(batch: BatchConfig) -> float:
+    """Return how long batches of a revoked partition may take: their deadline, and 5 s for uploads."""
+    return batch.deadline_s + _UPLOAD_MARGIN_S
+
+
+def needed_tables(tree: Mapping[str, Any]) -> frozenset[str]:
+    """Return the tables that this tree of unchecked values cannot do without."""
+    needed = {"source", "upload"}
+    match tree.get("source"):
+        case {"kind": "kafka" | "file" as kind}:
+            needed.add(kind)
+    match tree.get("stations"):
+        case {"handler": handler} if handler != "embed":
+            pass
+        case _:
+            needed.add("embeddings")
+    return frozenset(needed)
+
+
+# (what must be at least, what, why)
+_AT_LEAST: Final = (
+    ("stations.queue_capacity", "batch.max_in_flight", "each open batch may queue one job"),
+    ("batch.max_in_flight_bytes", "limits.message_bytes", "the largest message must fit"),
+    ("limits.report_bytes", "limits.result_bytes", "the largest result must fit"),
+    ("batcher.max_batch_rows", "batcher.min_batch_rows", "a call has both bounds"),
+    ("batcher.hard_timeout_s", "batcher.max_wait_s", "both count from a row's arrival"),
+    ("batcher.max_queue_rows", "batcher.max_batch_rows", "a full call must fit"),
+    ("batcher.max_queue_bytes", "batcher.max_batch_bytes", "a full call must fit"),
+    ("upload.timeout_s", "upload.attempt_timeout_s", "one attempt must fit"),
+)
+
+
+def faults_between(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Complaint]]:
+    """Yield what is wrong between keys that are each right by themselves.
+
+    Args:
+        values: `table.key` -> value; what is absent, because it is wrong itself, is not judged.
+
+    Yields:
+        The keys involved, the one to blame first, and the complaint.
+    """
+    for key, other, why in _AT_LEAST:
+        if key in values and other in values and values[key] < values[other]:
+            least = figure(values[other])
+            wrong = f"{figure(values[key])} is less than {other} ({least})"
+            yield (key, other), Complaint(wrong, f"at least {least}: {why}")
+
+    keys = "stations.idle_s", "batch.deadline_s", "shutdown.grace_s"
+    if values.keys() >= set(keys):
+        idle, deadline, grace = (values[key] for key in keys)
+        if idle <= deadline + grace:
+            more_than = f"more than {deadline + grace:g}, batch.deadline_s + shutdown.grace_s"
+            reason = "a station with work must not count as idle"
+            yield keys, Complaint(f"{figure(idle)} is too short", f"{more_than}: {reason}")
+
+    protocol, timeout = "kafka.group_protocol", "kafka.session_timeout_s"
+    if values.get(protocol) == "consumer" and values.get(timeout) is not None:
+        wrong = f'cannot be set with {protocol} = "consumer"'
+        yield (timeout, protocol), Complaint(wrong, "that it is left out: the broker decides")

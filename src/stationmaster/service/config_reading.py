@@ -1,0 +1,312 @@
+"""Reads a configuration: file, then environment, then `--set`; strictly, and with all faults at once.
+
+Every fault is one line, `table.key: what is wrong; what is expected`, with its origin if that is not the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from stationmaster.errors import ConfigError
+from stationmaster.service.config import (
+    Config,
+    default_drain_timeout_s,
+    faults_between,
+    needed_tables,
+)
+from stationmaster.service.config_rules import (
+    Complaint,
+    Secret,
+    UnfitError,
+    is_secret_name,
+    misfit,
+    printable,
+    toml_key,
+    toml_text,
+)
+from stationmaster.service.config_schema import TABLES, Key, Table, structure
+
+_ENVIRONMENT_PREFIX: Final = "STATIONMASTER_"
+_LARGEST_FILE_BYTES: Final = 1_048_576
+_LARGEST_SECRET_BYTES: Final = 16_384
+_SECRET: Final = re.compile(r"[!-~]+")
+_KAFKA_OPTIONS: Final = "kafka.options"
+
+
+def load_config(
+    path: str | Path, *, overrides: Sequence[str] = (), environ: Mapping[str, str]
+) -> Config:
+    """Read and check a configuration, and the files of secrets that it names.
+
+    Args:
+        path: a TOML file.
+        overrides: `table.key=value` each, stronger than the environment. The value is written as in TOML; a text
+            needs no quotes. A table adds to the file's table.
+        environ: `STATIONMASTER_<TABLE>__<KEY>`, written likewise, is stronger than the file. Other names are ignored.
+
+    Raises:
+        ConfigError: with every fault.
+    """
+    reader = _Reader(tree=_read_toml(Path(path)))
+    match reader.tree:
+        case {"kafka": {"options": dict() as options}}:
+            reader.refuse_secrets(options, origin="")
+    for name in sorted(environ):
+        # Without a double underscore it may be anybody's: Kubernetes sets STATIONMASTER_PORT for a service's name.
+        if name.startswith(_ENVIRONMENT_PREFIX) and "__" in name:
+            dotted = name.removeprefix(_ENVIRONMENT_PREFIX).lower().replace("__", ".", 1)
+            origin = f"environment {printable(name)}"
+            reader.override(dotted, environ[name], origin=origin, may_be_secret=True)
+    for override in overrides:
+        dotted, equals, text = (part.strip() for part in override.partition("="))
+        origin = f"--set {printable(dotted)}"
+        if equals:
+            # Everybody on the machine can read a command line: no place for a secret.
+            reader.override(dotted, text, origin=origin, may_be_secret=False)
+        else:
+            reader.complain(origin, Complaint("has no value", "table.key=value"))
+    return reader.finish()
+
+
+def render(config: Config) -> str:
+    """Return the configuration in effect as TOML that loads again; of a secret only that it is set."""
+    lines: list[str] = []
+    for name, described in TABLES.items():
+        table = getattr(config, name)
+        if table is None:
+            continue
+        lines.append(f"[{name}]")
+        for key in described.keys:
+            value = getattr(table, key)
+            if isinstance(value, Secret):
+                lines.append(f"# {key} is set, and hidden")
+                continue
+            if isinstance(value, Mapping):
+                hidden = [option for option in value if is_secret_name(option)]
+                lines += [f"# {key}.{toml_key(option)} is set, and hidden" for option in hidden]
+                value = {option: value[option] for option in value if option not in hidden}
+            if value is not None:
+                lines.append(f"{key} = {toml_text(value)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------- a reader
+
+
+@attrs.define(eq=False, kw_only=True)
+class _Reader:
+    """Collects layers, values and faults; `finish` gives the configuration or all the faults."""
+
+    tree: dict[str, Any]
+    faults: list[str] = attrs.field(factory=list)
+    values: dict[str, Any] = attrs.field(factory=dict)
+    """`table.key` -> value, of those that are right by themselves."""
+    secrets: dict[str, str] = attrs.field(factory=dict)
+    """`table.key` -> text, from the environment."""
+    origins: dict[str, str] = attrs.field(factory=dict)
+    """`table.key` -> where its value came from, unless from the file."""
+
+    def complain(self, path: str, complaint: Complaint, *, origin: str | None = None) -> None:
+        """Note a fault; unless told otherwise, its origin is that of the path's value (empty: the file)."""
+        origin = self.origins.get(path, "") if origin is None else origin
+        self.faults.append(
+            f"{path}{complaint.where}: {complaint.wrong}; expected {complaint.expected}"
+            + (f" (from {origin})" if origin else "")
+        )
+
+    def override(self, path: str, text: str, *, origin: str, may_be_secret: bool) -> None:
+        """Lay one value, given as text, over the file's."""
+        table, _, name = path.partition(".")
+        key = TABLES[table].keys.get(name) if table in TABLES else None
+        if key is None:
+            self.complain(printable(path), _unknown(table, name), origin=origin)
+        elif not _is_unicode(text):
+            self.complain(path, Complaint("is not UTF-8", key.expected), origin=origin)
+        elif key.is_secret and not may_be_secret:
+            self.complain(path, _misplaced_secret(path), origin=origin)
+        elif key.is_secret:
+            self.secrets[path] = text
+            self.origins[path] = origin
+        else:
+            value = _parse(text, key)
+            if path == _KAFKA_OPTIONS and isinstance(value, dict) and not may_be_secret:
+                self.refuse_secrets(value, origin=origin)
+            below = self.tree.setdefault(table, {})
+            if isinstance(below, dict):  # else that is a fault, told when the table is read
+                older = below.get(name)
+                if isinstance(value, dict) and isinstance(older, dict):
+                    value = {**older, **value}
+                below[name] = value
+                self.origins[path] = origin
+
+    def refuse_secrets(self, options: dict[str, Any], *, origin: str) -> None:
+        """Take the secrets out of Kafka's options, each with a complaint."""
+        for name in [name for name in options if is_secret_name(name)]:
+            del options[name]
+            path = f"{_KAFKA_OPTIONS}.{toml_key(name)}"
+            self.complain(path, _misplaced_secret(_KAFKA_OPTIONS), origin=origin)
+
+    def finish(self) -> Config:
+        """Return the configuration.
+
+        Raises:
+            ConfigError: with every fault.
+        """
+        needed = needed_tables(self.tree)
+        for name in self.tree:
+            if name not in TABLES:
+                self.complain(toml_key(name), _unknown(name, ""))
+        tables = {
+            name: self.read_table(name, table)
+            for name, table in TABLES.items()
+            if name in self.tree or name in needed or not table.is_optional
+        }
+        for paths, complaint in faults_between(self.values):
+            origins = [self.origins[path] for path in paths if path in self.origins]
+            self.complain(paths[0], complaint, origin=", ".join(origins))
+        if self.faults:
+            raise ConfigError(self.faults)
+        config = Config(**{name: TABLES[name].make(**values) for name, values in tables.items()})
+        if config.kafka is None or config.kafka.drain_timeout_s is not None:
+            return config
+        drain_timeout_s = default_drain_timeout_s(config.batch)
+        return attrs.evolve(
+            config, kafka=attrs.evolve(config.kafka, drain_timeout_s=drain_timeout_s)
+        )
+
+    def read_table(self, name: str, table: Table) -> dict[str, Any]:
+        """Return the values that the table has; complain about every wrong, missing and unknown key."""
+        raw = self.tree.get(name, {})
+        if type(raw) is not dict:
+            self.complain(name, Complaint(misfit(raw), f"a table [{name}]"))
+            return {}
+        for key_name in raw:
+            if key_name not in table.keys:
+                self.complain(f"{name}.{toml_key(key_name)}", _unknown(name, key_name))
+        values: dict[str, Any] = {}
+        for key_name, key in table.keys.items():
+            path = f"{name}.{key_name}"
+            if key.is_secret:
+                if key_name in raw:
+                    self.complain(path, _misplaced_secret(path), origin="")
+                values[key_name] = self.read_secret(path, file=values.get(f"{key_name}_file"))
+            elif key_name in raw:
+                try:
+                    values[key_name] = structure(raw[key_name], key.kind)
+                except UnfitError as error:
+                    for complaint in error.complaints:
+                        self.complain(path, complaint)
+            elif key.default is attrs.NOTHING:
+                self.complain(path, Complaint("is missing", key.expected))
+            elif not isinstance(key.default, attrs.Factory):  # type: ignore[arg-type]
+                values[key_name] = key.default
+        self.values.update({f"{name}.{key_name}": value for key_name, value in values.items()})
+        return values
+
+    def read_secret(self, path: str, *, file: str | None) -> Secret | None:
+        """Return a secret from the environment or else its file, or None; complain if it cannot be used."""
+        text = self.secrets.get(path)
+        if text is None and file is not None:
+            path = f"{path}_file"
+            try:
+                with Path(file).open("rb") as stream:
+                    text = stream.read(_LARGEST_SECRET_BYTES + 1).decode(errors="replace")
+            except OSError as error:
+                # Not its name: perhaps the secret itself was put here.
+                wrong = f"cannot be read ({error.strerror})"
+                self.complain(path, Complaint(wrong, "a file that holds the secret"))
+        if text is None:
+            return None
+        text = text.strip()
+        if not 0 < len(text) <= _LARGEST_SECRET_BYTES or not _SECRET.fullmatch(text):
+            wrong = "holds no secret that could be sent"
+            expected = f"up to {_LARGEST_SECRET_BYTES} printable ASCII characters without spaces"
+            self.complain(path, Complaint(wrong, expected))
+        return Secret(text)
+
+
+# ------------------------------------------------------------------------------------------------------- small steps
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    place = printable(str(path))
+    expected = "a TOML file"
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST_FILE_BYTES + 1)
+    except OSError as error:
+        wrong = f"cannot be read ({error.strerror})"
+    except ValueError:  # a zero byte in its name
+        wrong = "is not the name of a file"
+    else:
+        if len(raw) > _LARGEST_FILE_BYTES:
+            wrong = f"has more than {_LARGEST_FILE_BYTES} bytes"
+        else:
+            try:
+                return tomllib.loads(raw.decode())
+            except UnicodeDecodeError as error:
+                line = raw.count(b"\n", 0, error.start) + 1
+                wrong = f"line {line} is not UTF-8"
+            except tomllib.TOMLDecodeError as error:
+                wrong = _where_broken(str(error), raw)
+            except (ValueError, RecursionError):
+                wrong = "holds a number too long, or a value nested too deeply, to be read"
+    raise ConfigError([f"{place}: {wrong}; expected {expected}"])
+
+
+def _where_broken(message: str, raw: bytes) -> str:
+    """Put the line first, also where the parser only says that the end came too soon."""
+    match = re.fullmatch(
+        r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", message, re.DOTALL
+    )
+    if match is None:
+        return printable(message)
+    line = match[2] or raw.rstrip(b"\n").count(b"\n") + 1
+    column = f", column {match[3]}" if match[3] else " (the end)"
+    return f"line {line}{column}: {printable(match[1])}"
+
+
+def _parse(text: str, key: Key) -> object:
+    """Read an override's value as TOML; as it stands if it is none, or if its key is a text."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    value = parsed["value"]
+    return text if len(parsed) > 1 or (key.is_text and type(value) is not str) else value
+
+
+def _is_unicode(text: str) -> bool:
+    """Tell whether the text came from UTF-8: bytes that are none arrive as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _unknown(table: str, key: str) -> Complaint:
+    """Say that there is no such table, or no such key in it, and what is there."""
+    if table in TABLES:
+        word, known = key, [name for name, key in TABLES[table].keys.items() if not key.is_secret]
+    else:
+        word, known = table, list(TABLES)
+    close = difflib.get_close_matches(word, known, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return Complaint(f"is unknown{hint}", f"one of {', '.join(known)}")
+
+
+def _misplaced_secret(path: str) -> Complaint:
+    variable = f"the environment variable {_ENVIRONMENT_PREFIX}{path.upper().replace('.', '__')}"
+    wrong = "is a secret, which must stand neither in the configuration file nor on a command line"
+    if path == _KAFKA_OPTIONS:
+        return Complaint(wrong, f"it in {variable}, whose table adds to the file's")
+    return Complaint(wrong, f"{path}_file, the path of a file that holds it, or {variable}")

@@ -1,0 +1,233 @@
+"""Each event as the line that an operator reads: its level, its words, its fields. Pure.
+
+Texts from outside are cut short here; how a line is written, and escaped, is the business of `logs`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, assert_never
+
+import attrs
+
+from stationmaster.batch import ClosedBy, Outcome
+from stationmaster.events import (
+    BatchClosed,
+    BatchDropped,
+    BatchOpened,
+    CallAbandoned,
+    CallDone,
+    CallFailed,
+    CallStarted,
+    EmptyBatch,
+    LateResult,
+    MessageRefused,
+    OffsetsCommitted,
+    PartitionsAssigned,
+    PartitionsLost,
+    PartitionsRevoked,
+    RequestSubmitted,
+    SourcePaused,
+    SourceRecovered,
+    SourceTrouble,
+    StationAnswered,
+    StationTrouble,
+    UploadDone,
+    UploadFailed,
+    UploadRejected,
+    UploadRetried,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from stationmaster.batch import BatchReport
+    from stationmaster.events import Event
+
+Level: TypeAlias = Literal["debug", "info", "warning", "error"]
+
+_MOST_NAMES: Final = 20
+_MOST_CHARS: Final = 300
+
+
+@attrs.frozen
+class Line:
+    """One line of the log, not yet written."""
+
+    level: Level
+    text: str
+    fields: Mapping[str, Any]
+    kind: str | None = None
+    """Which sort of this line, if it is told once a minute only."""
+
+
+def line_of(event: Event) -> Line:
+    """Return the line for an event."""
+    match event:
+        case BatchOpened(batch=batch):
+            expected = len(batch.entries)
+            fields = {"topic": batch.topic, "expected": expected, "in_flight": event.in_flight}
+            return Line("info", "batch created", {"batch_id": batch.batch_id, **fields})
+        case EmptyBatch(batch=batch):
+            return Line("info", "batch empty", {"batch_id": batch.batch_id, "topic": batch.topic})
+        case BatchClosed(report=report):
+            return _closed(report, event.lateness_s)
+        case BatchDropped(batch=batch):
+            return Line("warning", "batch dropped", {"batch_id": batch.batch_id})
+        case MessageRefused(record=record, reason=reason):
+            place = {
+                "topic": record.topic,
+                "partition": record.partition,
+                "offset": record.offset,
+            }
+            detail = _brief(event.detail)
+            fields = {"reason": reason, **place, "detail": detail}
+            return Line("warning", "dead letter", fields, kind=reason)
+        case StationAnswered() | LateResult() | StationTrouble():
+            return _station_line(event)
+        case UploadDone() | UploadRejected() | UploadRetried() | UploadFailed():
+            return _upload_line(event)
+        case RequestSubmitted() | CallStarted() | CallDone() | CallFailed() | CallAbandoned():
+            return _batcher_line(event)
+        case _:
+            return _source_line(event)
+
+
+def _closed(report: BatchReport, lateness_s: float) -> Line:
+    late = [result.station_id for result in report.results if result.outcome is Outcome.TIMED_OUT]
+    expected = sum(report.counts.values())
+    done = expected - report.counts[Outcome.TIMED_OUT] - report.counts[Outcome.MISSING]
+    fields = {
+        "batch_id": report.batch.batch_id,
+        "done": f"{done}/{expected}",
+        "seconds": round(report.duration_s, 3),
+    }
+    if report.closed_by is ClosedBy.COMPLETE:
+        return Line("info", "batch complete", fields)
+    fields |= _named("late", late)
+    if report.closed_by is ClosedBy.QUORUM:
+        return Line("info", "batch quorum", fields)
+    return Line("warning", "batch deadline", fields | {"lateness_s": round(lateness_s, 3)})
+
+
+def _station_line(event: StationAnswered | LateResult | StationTrouble) -> Line:
+    fields: dict[str, Any] = {"station_id": event.station_id}
+    match event:
+        case StationAnswered():
+            fields["batch_id"] = event.batch_id
+            fields["outcome"] = event.outcome.value
+            fields["progress"] = f"{event.answered}/{event.expected}"
+            return Line("debug", "station result", fields)
+        case LateResult():
+            return Line("debug", "late result", {"batch_id": event.batch_id, **fields})
+        case StationTrouble(error=error):
+            fields["error"] = _error(error)
+            return Line("warning", "station trouble", fields, kind=type(error).__name__)
+        case _:
+            assert_never(event)
+
+
+def _upload_line(event: UploadDone | UploadRejected | UploadRetried | UploadFailed) -> Line:
+    fields: dict[str, Any]
+    match event:
+        case UploadDone(report=report):
+            counts = {outcome.name.lower(): report.counts[outcome] for outcome in Outcome}
+            seconds = {"attempts": event.attempts, "seconds": round(event.seconds, 3)}
+            fields = {"batch_id": report.batch.batch_id, **counts, **seconds}
+            return Line("info", "upload done", fields)
+        case UploadRejected(report=report):
+            answer = {"status": event.status, "answer": _brief(event.answer)}
+            fields = {"batch_id": report.batch.batch_id, **answer}
+            return Line("error", "upload rejected", fields)
+        case UploadRetried(batch_id=batch_id, reason=reason):
+            fields = {
+                "batch_id": batch_id,
+                "attempt": event.attempt,
+                "reason": _brief(reason),
+                "retry_in_s": round(event.retry_in_s, 3),
+                "remaining_s": round(event.remaining_s, 3),
+            }
+            return Line("warning", "upload failed", fields, kind=_brief(reason))
+        case UploadFailed(batch_id=batch_id):
+            why = {"attempts": event.attempts, "reason": _brief(event.reason)}
+            return Line("error", "upload failed", {"batch_id": batch_id, **why})
+        case _:
+            assert_never(event)
+
+
+def _batcher_line(
+    event: RequestSubmitted | CallStarted | CallDone | CallFailed | CallAbandoned,
+) -> Line:
+    fields: dict[str, Any] = {"rows": event.rows}
+    match event:
+        case RequestSubmitted():
+            fields["queue_rows"] = event.queue_rows
+            return Line("debug", "batcher: request submitted", fields)
+        case CallStarted():
+            fields["reason"] = event.reason
+            fields["oldest_age_s"] = round(event.oldest_age_s, 3)
+            fields["queue_rows"] = event.queue_rows
+            return Line("debug", "batcher: batch sent", fields)
+        case CallDone():
+            fields["seconds"] = round(event.seconds, 3)
+            return Line("debug", "batcher: call done", fields)
+        case CallAbandoned():
+            fields["seconds"] = round(event.seconds, 3)
+            return Line("debug", "batcher: call abandoned", fields)
+        case CallFailed(error=error):
+            fields["seconds"] = round(event.seconds, 3)
+            fields["error"] = _error(error)
+            return Line("error", "batcher: call failed", fields, kind=type(error).__name__)
+        case _:
+            assert_never(event)
+
+
+def _source_line(
+    event: PartitionsAssigned
+    | PartitionsRevoked
+    | PartitionsLost
+    | OffsetsCommitted
+    | SourceTrouble
+    | SourceRecovered
+    | SourcePaused,
+) -> Line:
+    match event:
+        case PartitionsAssigned(partitions=partitions):
+            return Line("info", "partitions assigned", _partitions(partitions))
+        case PartitionsRevoked(partitions=partitions, drained=drained):
+            fields = {"drained": drained, "drain_s": round(event.drain_s, 3)}
+            level: Level = "info" if drained else "warning"
+            return Line(level, "partitions revoked", _partitions(partitions) | fields)
+        case PartitionsLost(partitions=partitions):
+            return Line("warning", "partitions lost", _partitions(partitions))
+        case OffsetsCommitted(offsets=offsets):
+            names = [f"{one.topic}/{one.partition}@{one.last}" for one in offsets]
+            return Line("debug", "offsets committed", _named("offsets", names))
+        case SourceTrouble(kind=kind):
+            trouble = {"kind": kind, "detail": _brief(event.detail)}
+            return Line("warning", "source trouble", trouble, kind=kind)
+        case SourceRecovered():
+            return Line("info", "source recovered", {})
+        case SourcePaused(paused=paused):
+            return Line("info", "source paused" if paused else "source resumed", {})
+        case _:
+            assert_never(event)
+
+
+def _partitions(partitions: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    return _named("partitions", [f"{topic}/{partition}" for topic, partition in partitions])
+
+
+def _named(field: str, names: Sequence[str]) -> dict[str, Any]:
+    """Name the first twenty, and count the others."""
+    fields: dict[str, Any] = {field: list(names[:_MOST_NAMES])}
+    if len(names) > _MOST_NAMES:
+        fields[f"{field}_more"] = len(names) - _MOST_NAMES
+    return fields
+
+
+def _error(error: BaseException) -> str:
+    return _brief(f"{type(error).__name__}: {error}")
+
+
+def _brief(text: str) -> str:
+    return text if len(text) <= _MOST_CHARS else f"{text[:_MOST_CHARS]}..."

@@ -1,0 +1,202 @@
+"""The upload: what a closed batch looks like as JSON, and the sink that posts it.
+
+The form of a report, its keys in this order:
+
+    {"batchId", "topic", "closedBy", "openedAt", "closedAt", "durationSeconds",
+     "ranges": [{"partition", "first", "last"}],
+     "counts": {"expected", "succeeded", "noOutput", "failed", "timedOut", "missing", "rejected"},
+     "results": [{"stationId", ...the handler's mapping}],
+     "unsuccessful": [{"stationId", "outcome", "reason"}],
+     "badEntries": [{"index", "reason"}]}
+
+What an answer means:
+
+    2xx, or a code counted as such    accepted
+    400, 413, 422                     this batch is rejected for good
+    401, 403, 404, 405, 3xx           unavailable: token or URL are wrong, for every batch
+    anything else, network trouble    try again, after `Retry-After` if it is given
+"""
+
+from __future__ import annotations
+
+import gzip
+import time
+from contextlib import asynccontextmanager
+from datetime import UTC
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from urllib.parse import quote
+
+import attrs
+import orjson
+import trio
+
+from stationmaster.abc import Accepted, Rejected, TryAgain, Unavailable
+from stationmaster.batch import Outcome
+from stationmaster.http import (
+    HttpError,
+    bearer,
+    error_text,
+    hide,
+    open_http_client,
+    parse_retry_after,
+)
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator, Collection
+    from datetime import datetime
+
+    from stationmaster.abc import UploadAnswer
+    from stationmaster.batch import BatchReport
+    from stationmaster.http import HttpAnswer, HttpClient
+
+Compression: TypeAlias = Literal["none", "gzip"]
+
+_REJECTED_ANSWER_CHARS = 2048
+_COMPRESS_HERE_BYTES = 64 * 1024
+"""Compressing this much takes about 2 ms, as long as the loop may be held up; more goes to a thread."""
+_GZIP_LEVEL = 4
+_HEADER_SAFE = "!#$&'()*+,-./:;<=>?@[]^_`{|}~"
+"""Stands in an `Idempotency-Key` as it is, like letters and digits; all else as %XX, so that no two ids are alike."""
+
+
+def encode_report(report: BatchReport) -> bytes:
+    """Return the report as JSON, in the form that is uploaded (on top of this file)."""
+    batch = report.batch
+    results: list[orjson.Fragment] = []
+    unsuccessful: list[dict[str, str]] = []
+    for result in report.results:
+        if result.outcome is Outcome.SUCCEEDED:
+            results.append(orjson.Fragment(result.encoded))
+        else:
+            unsuccessful.append(
+                {
+                    "stationId": result.station_id,
+                    "outcome": result.outcome.value,
+                    "reason": _legal(result.reason),
+                }
+            )
+    form: dict[str, Any] = {
+        "batchId": batch.batch_id,
+        "topic": batch.topic,
+        "closedBy": report.closed_by.value,
+        "openedAt": _iso(batch.opened_at),
+        "closedAt": _iso(report.closed_at),
+        "durationSeconds": round(report.duration_s, 6),
+        "ranges": [
+            {"partition": offsets.partition, "first": offsets.first, "last": offsets.last}
+            for offsets in batch.ranges
+        ],
+        "counts": {
+            "expected": len(report.results),
+            **{outcome.value: report.counts[outcome] for outcome in Outcome},
+        },
+        "results": results,
+        "unsuccessful": unsuccessful,
+        "badEntries": [
+            {"index": bad.index, "reason": _legal(bad.reason)} for bad in batch.bad_entries
+        ],
+    }
+    return orjson.dumps(form)
+
+
+@attrs.define(eq=False)
+class HttpSink:
+    """Posts every batch to one URL; made by `open_http_sink`."""
+
+    _client: HttpClient
+    _token: str | None = attrs.field(repr=False)
+    _compression: Compression
+    _accepted: frozenset[int]
+    _threads: trio.CapacityLimiter = attrs.field(repr=False)
+
+    async def upload(self, report: BatchReport, /) -> UploadAnswer:
+        """Post the batch once, with its id as `Idempotency-Key`, and say what the answer means."""
+        content = encode_report(report)
+        headers = {
+            "Content-Type": "application/json",
+            "Idempotency-Key": quote(report.batch.batch_id, safe=_HEADER_SAFE),
+        }
+        if self._compression == "gzip":
+            headers["Content-Encoding"] = "gzip"
+            content = await self._compress(content)
+        try:
+            answer = await self._client.request("POST", content=content, headers=headers)
+        except HttpError as error:
+            return TryAgain(reason=str(error))  # noqa: ASYNC910 -- the request was a checkpoint
+        return self._meaning(answer)
+
+    async def _compress(self, content: bytes) -> bytes:
+        compress = partial(gzip.compress, content, _GZIP_LEVEL, mtime=0)
+        if len(content) <= _COMPRESS_HERE_BYTES:
+            await trio.lowlevel.checkpoint()
+            return compress()
+        return await trio.to_thread.run_sync(
+            compress, abandon_on_cancel=True, limiter=self._threads
+        )
+
+    def _meaning(self, answer: HttpAnswer) -> UploadAnswer:
+        status = answer.status
+        if 200 <= status < 300 or status in self._accepted:
+            return Accepted(status=status)
+        if status in {400, 413, 422}:
+            said = hide(answer.body.decode("utf-8", "backslashreplace"), self._token)
+            return Rejected(status=status, answer=said[:_REJECTED_ANSWER_CHARS])
+        words = error_text(answer.body, secret=self._token) or "no words"
+        reason = f"{self._client.where} answered {status}: {words}"
+        if status in {401, 403, 404, 405} or 300 <= status < 400:
+            return Unavailable(reason=f"{reason}. Check the URL and the token")
+        wait_s = parse_retry_after(answer.headers.get("retry-after"), now=time.time())
+        return TryAgain(reason=reason, retry_after_s=wait_s)
+
+
+@asynccontextmanager
+async def open_http_sink(
+    url: str,
+    *,
+    token: str | None = None,
+    connections: int = 8,
+    compression: Compression = "none",
+    accepted: Collection[int] = (),
+    attempt_timeout_s: float = 10.0,
+    ssl_context: ssl.SSLContext | None = None,
+) -> AsyncIterator[HttpSink]:
+    """Open a sink that posts every batch to `url`, as JSON in the form on top of this file.
+
+    Args:
+        url: http or https.
+        token: sent as `Authorization: Bearer`; never shown.
+        connections: how many uploads may be under way at once.
+        compression: of the body, told by `Content-Encoding`.
+        accepted: statuses that mean "taken" beside 2xx: 409 for a target that says so of an id it already has.
+        attempt_timeout_s: for one attempt, from having a connection to the answer.
+        ssl_context: whom to trust; the system's certificate authorities if None.
+
+    Raises:
+        ValueError: an argument is wrong.
+
+    The target should take the first body of an `Idempotency-Key` and accept further ones without doubling: a batch is
+    sent again whenever its answer was not received.
+    """
+    if compression not in {"none", "gzip"}:
+        raise ValueError(f"compression must be none or gzip, not {compression!r}")
+    async with open_http_client(
+        url,
+        connections=connections,
+        headers=None if token is None else bearer(token),
+        timeout_s=attempt_timeout_s,
+        ssl_context=ssl_context,
+    ) as client:
+        # A thread for each connection is as much as can be sent.
+        threads = trio.CapacityLimiter(connections)
+        yield HttpSink(client, token, compression, frozenset(accepted), threads)
+
+
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+
+
+def _legal(text: str) -> str:
+    """Return a text from anywhere (a handler's error, say) without the lone surrogates that JSON cannot hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
