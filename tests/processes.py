@@ -183,6 +183,7 @@ def kafka_config(
     receiver: str,
     model: str | None = None,
     handler: str = "embed",
+    membership: str = 'group_protocol = "consumer"',
     extra: str = "",
 ) -> Path:
     """Write a configuration for a service between these parts."""
@@ -196,7 +197,7 @@ kind = "kafka"
 bootstrap_servers = "{broker}"
 group_id = "test"
 topics = ["{topic}"]
-group_protocol = "consumer"
+{membership}
 [stations]
 handler = "{handler}"
 {embeddings}

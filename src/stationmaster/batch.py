@@ -68,14 +68,21 @@ class Message:
     record_timestamp_ms: int
     timestamp: datetime
     """The message's own time, else the record's. Always with a time zone."""
-    entries: tuple[tuple[str, Mapping[str, Any]], ...]
-    """(station id, reading) in the message's order; a reading is the entry without its `stationId`."""
+    station_ids: tuple[str, ...]
+    """In the message's order; a station may stand there twice."""
+    readings: tuple[Mapping[str, Any], ...]
+    """Beside `station_ids`: a reading is the entry without its `stationId`."""
     fields: Mapping[str, Any]
     """The other top-level fields."""
     bad_entries: tuple[BadEntry, ...] = ()
     size_bytes: int = 0
     topic_differs: bool = False
     """The `topic` field names another topic than the one it came by (only counted)."""
+
+    @property
+    def entries(self) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+        """(station id, reading) in the message's order."""
+        return tuple(zip(self.station_ids, self.readings, strict=True))
 
 
 @attrs.frozen(kw_only=True)
@@ -126,7 +133,9 @@ class StationInput:
             RuntimeError: this input was made by hand, without a station.
         """
         if self._nursery is None:
-            raise RuntimeError(f"station {self.station_id} has no task: this input was made by hand")
+            raise RuntimeError(
+                f"station {self.station_id} has no task: this input was made by hand"
+            )
         return self._nursery
 
     @property

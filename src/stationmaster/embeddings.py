@@ -96,7 +96,7 @@ class OpenAIEmbedder:
             return orjson.dumps(form)
         except orjson.JSONEncodeError:
             for row, text in enumerate(texts):
-                if any("\ud800" <= char <= "\udfff" for char in text):
+                if isinstance(text, str) and any("\ud800" <= char <= "\udfff" for char in text):
                     raise RowRejectedError(
                         f"text {row} of {len(texts)} has a lone surrogate, which no JSON can hold; it was not sent"
                     ) from None

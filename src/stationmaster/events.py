@@ -191,7 +191,8 @@ class RequestSubmitted:
 @attrs.frozen(kw_only=True)
 class CallStarted:
     """The batcher sends a call to the model server. `reason`: full, idle, min, hard, latest, drain, flush or
-    expected; bisect or retry for rows that are sent again."""
+    expected; bisect or retry for rows that are sent again.
+    """
 
     rows: int
     reason: str

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import attrs
@@ -51,19 +52,15 @@ def draft_batch(messages: Sequence[Message], *, by: Boundary, group_id: str) -> 
     `by="poll"` the id names the offsets, which a redelivery may cut differently.
     """
     first = messages[0]
-    readings: dict[str, list[Mapping[str, Any]]] = {}
+    readings: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
     last_message: dict[str, Message] = {}
     bad_entries: list[BadEntry] = []
     spans: dict[tuple[int, int], tuple[int, int]] = {}
     size_bytes = 0
     for message in messages:
-        for station_id, reading in message.entries:
-            known = readings.get(station_id)
-            if known is None:
-                readings[station_id] = [reading]
-            else:
-                known.append(reading)
-            last_message[station_id] = message
+        for station_id, reading in zip(message.station_ids, message.readings, strict=True):
+            readings[station_id].append(reading)
+        last_message.update(dict.fromkeys(message.station_ids, message))
         bad_entries += message.bad_entries
         size_bytes += message.size_bytes
         key = (message.partition, message.generation)

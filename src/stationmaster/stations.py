@@ -256,7 +256,7 @@ class Stations:
         else:
             station.mean_s += _WEIGHT * (seconds - station.mean_s)
 
-    def _result(self, station_id: str, value: Mapping[str, Any] | None) -> StationResult:
+    def _result(self, station_id: str, value: object) -> StationResult:
         if value is None:
             return StationResult(station_id, Outcome.NO_OUTPUT, None, "the handler returned None")
         if not isinstance(value, Mapping):
@@ -308,7 +308,10 @@ def _is_fatal(error: Exception) -> bool:
 def _failure(station_id: str, error: Exception) -> StationResult:
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
-    text = str(error)[:500]
+    try:
+        text = str(error)[:500].encode(errors="replace").decode()  # half a character would fail the whole report
+    except Exception as unreadable:  # noqa: BLE001 - `__str__` belongs to the handler's side too
+        text = f"its text cannot be read ({type(unreadable).__name__})"
     name = type(error).__name__
     return StationResult(station_id, Outcome.FAILED, None, f"{name}: {text}" if text else name)
 

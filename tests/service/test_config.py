@@ -61,6 +61,16 @@ def load(path: Path, *overrides: str, **environ: str) -> Config:
     return load_config(path, overrides=overrides, environ=environ)
 
 
+def secrets_of(config: Config) -> tuple[str | None, str | None]:
+    """The model server's key and the upload target's token."""
+    assert config.embeddings is not None
+    key, token = config.embeddings.key, config.upload.token
+    return (
+        key.reveal() if key is not None else None,
+        token.reveal() if token is not None else None,
+    )
+
+
 def faults_of(path: Path, *overrides: str, **environ: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load(path, *overrides, **environ)
@@ -96,8 +106,7 @@ def test_a_minimal_file_takes_the_defaults_of_the_classes(file: Path) -> None:
     assert config.embeddings is not None
     assert config.embeddings.urls == ("http://localhost:8001/v1",)
     assert config.upload.accepted == ()
-    assert config.upload_token is None
-    assert config.embeddings_key is None
+    assert secrets_of(config) == (None, None)
 
 
 def test_a_whole_number_is_fine_where_a_fraction_may_stand_and_becomes_one(file: Path) -> None:
@@ -134,7 +143,6 @@ def test_a_file_source_with_an_own_handler_needs_neither_kafka_nor_a_model_serve
 
     assert config.kafka is None
     assert config.embeddings is None
-    assert config.embeddings_key is None
     assert config.stations.options == {"fields": ["power", "wind"], "since": date(2026, 1, 2)}
 
 
@@ -445,14 +453,14 @@ def test_tables_that_are_needed_but_absent_are_told_by_their_keys(
 
 def test_unknown_tables_and_tables_that_are_none_are_faults(file: Path) -> None:
     faults = faults_in(
-        file, batch=3, stations=[1], uplaod={"url": "x"}, **{"a\nb": 1, "log": {"x y": 1}}
+        file, batch=3, stations=[1], uploads={"url": "x"}, **{"a\nb": 1, "log": {"x y": 1}}
     )
 
     names = (
         "source, kafka, file, batch, stations, limits, batcher, embeddings, upload, log, shutdown"
     )
     assert faults == [
-        f"uplaod: is unknown (did you mean upload?); expected one of {names}",
+        f"uploads: is unknown (did you mean upload?); expected one of {names}",
         f'"a\\u000ab": is unknown; expected one of {names}',
         "batch: 3 is a whole number; expected a table [batch]",
         "stations: is a list; expected a table [stations]",
@@ -658,7 +666,7 @@ def test_a_secret_comes_from_its_file_stripped(file: Path, tmp_path: Path) -> No
 
     config = load(file, f"embeddings.key_file={key}")
 
-    assert config.embeddings_key == "k-123"
+    assert secrets_of(config) == ("k-123", None)
 
 
 def test_a_secret_of_the_environment_is_stronger_than_its_file(file: Path, tmp_path: Path) -> None:
@@ -666,7 +674,7 @@ def test_a_secret_of_the_environment_is_stronger_than_its_file(file: Path, tmp_p
         file, f"upload.token_file={tmp_path / 'absent'}", STATIONMASTER_UPLOAD__TOKEN="t-456"
     )
 
-    assert config.upload_token == "t-456"
+    assert secrets_of(config) == (None, "t-456")
 
 
 def test_a_secret_alone_makes_no_table(file: Path) -> None:
@@ -848,7 +856,7 @@ def test_the_sample_loads_and_so_it_does_with_every_key_uncommented(tmp_path: Pa
 
     config = load(every)
 
-    assert config.upload_token == config.embeddings_key == "hush"
+    assert secrets_of(config) == ("hush", "hush")
     assert config.kafka is not None
     assert config.kafka.instance_id == "stationmaster-1"
 

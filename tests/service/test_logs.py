@@ -8,7 +8,7 @@ import pty
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 import attrs
 import pytest
@@ -548,11 +548,14 @@ def test_a_console_leaves_plain_values_plain_and_quotes_the_others() -> None:
 
 
 def test_a_console_shows_a_traceback_below_its_line_and_json_within() -> None:
+    def fail() -> NoReturn:
+        raise ValueError(NASTY)
+
     def failed(format: Literal["json", "console"]) -> str:
         stream = io.StringIO()
         configure_logs("info", format, stream, environ={})
         try:
-            int(NASTY)
+            fail()
         except ValueError:
             logging.getLogger("foreign").exception("it failed")
         return stream.getvalue()
@@ -605,22 +608,32 @@ def test_configuring_twice_writes_each_line_once() -> None:
     assert stream.getvalue().count("once") == 1
 
 
-def on_a_terminal(format: Literal["auto", "json", "console"], **environ: str) -> str:
+def on_a_terminal(format: Literal["auto", "json", "console"]) -> str:
     outer, inner = pty.openpty()
     with os.fdopen(inner, "w", encoding="utf-8") as stream:
-        configure_logs("info", format, stream, environ=environ)
+        configure_logs("info", format, stream)
         logging.getLogger("x").warning("hello")
         text = os.read(outer, 4_096).decode()
     os.close(outer)
     return text
 
 
-def test_auto_is_a_console_in_colour_on_a_terminal_and_json_elsewhere() -> None:
+def test_auto_is_a_console_in_colour_on_a_terminal_and_json_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[33mwarning \x1b[0m \x1b[1mhello\x1b[0m" in on_a_terminal("auto")
     assert json.loads(on_a_terminal("json"))["event"] == "hello"
     assert json.loads(written("auto", "hello"))["event"] == "hello"
-    assert "\x1b" not in on_a_terminal("console", NO_COLOR="1")
     assert "\x1b" not in written("console", "hello")
+
+
+def test_a_terminal_stays_without_colour_if_the_environment_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    assert "\x1b" not in on_a_terminal("auto")
 
 
 @pytest.mark.parametrize(
@@ -637,20 +650,11 @@ def test_a_line_for_the_journal_begins_with_its_priority(
             configure_logs("debug", "json", stream, environ=environ)
             structlog.stdlib.get_logger("x").log(logging.getLevelName(level.upper()), "hello")
 
-    ours, anothers, none = path.read_text().splitlines()
+    ours, foreign, none = path.read_text().splitlines()
 
     assert ours.startswith(f'<{priority}>{{"timestamp": ')
-    assert anothers.startswith('{"timestamp": ')
+    assert foreign.startswith('{"timestamp": ')
     assert none.startswith('{"timestamp": ')
-
-
-def test_the_environment_of_the_process_counts_if_no_other_is_given() -> None:
-    stream = io.StringIO()
-    configure_logs("info", "auto", stream)
-
-    logging.getLogger("x").info("hello")
-
-    assert json.loads(stream.getvalue())["event"] == "hello"
 
 
 @given(text=st.text(), fields=st.dictionaries(st.text(min_size=1), st.text() | st.lists(st.text())))

@@ -137,8 +137,7 @@ class Pump:
                 partition = TopicPartition(*holding.key)
                 _, high = self._consumer.get_watermark_offsets(partition, cached=True)
                 holding.high = high if high >= 0 else None
-            if self._in_flight is None:
-                self._commit()
+            self._commit()
             self._troubles.repeat()
         if now >= self._next_probe:
             self._next_probe = now + _PROBE_EVERY_S
@@ -159,17 +158,12 @@ class Pump:
             limit = time.monotonic() + self._settings.close_timeout_s / 2
             self._consumer.pause(self._consumer.assignment())
             self._await_commit(limit)
-            if self._in_flight is None:
-                self._commit()
+            self._commit()
             self._await_commit(limit)
         self._consumer.close()
 
     def _await_commit(self, limit: float) -> None:
-        while (
-            self._in_flight is not None
-            and not self._troubles.lasts(Kind.CONNECTION)
-            and time.monotonic() < limit
-        ):
+        while self._in_flight is not None and time.monotonic() < limit and not self._is_cut_off:
             self._consumer.poll(self._slice_s)
 
     # ---------------------------------------------------------------------------------------------------- records
@@ -267,7 +261,12 @@ class Pump:
     # ---------------------------------------------------------------------------------------------------- offsets
 
     def _commit(self) -> None:
-        """Send what is due; the answer comes to `_on_commit` in a later poll."""
+        """Send what is due; the answer comes to `_on_commit` in a later poll.
+
+        Not while no broker can be reached: the client would keep the commit for 45 s, and could not close meanwhile.
+        """
+        if self._in_flight is not None or self._is_cut_off:
+            return
         self._in_flight = Commit.of(self._assignment.holdings)
         if self._in_flight is not None:
             self._consumer.commit(offsets=self._in_flight.offsets, asynchronous=True)
@@ -279,7 +278,7 @@ class Pump:
 
     def _commit_now(self, consumer: Consumer, commit: Commit) -> bool:
         """Commit and wait for the answer; return whether the broker took all of it."""
-        if self._stopping or self._troubles.lasts(Kind.CONNECTION):
+        if self._stopping or self._is_cut_off:
             return False  # closing has tried already; and with no broker this would hang
         try:
             offsets = consumer.commit(offsets=commit.offsets, asynchronous=False)
@@ -289,6 +288,10 @@ class Pump:
         answer = commit.settle(offsets)
         self._report_commit(answer)
         return not answer.refused
+
+    @property
+    def _is_cut_off(self) -> bool:
+        return self._troubles.lasts(Kind.NO_BROKER)
 
     def _report_commit(self, answer: Answer) -> None:
         if answer.taken:

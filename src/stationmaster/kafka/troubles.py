@@ -27,7 +27,9 @@ class Kind(enum.Enum):
     """What is wrong. The value is the name in the event."""
 
     CONNECTION = "connection"
-    """No broker, or not all, can be reached."""
+    """A broker cannot be reached."""
+    NO_BROKER = "no-broker"
+    """None can."""
     AUTHENTICATION = "authentication"
     AUTHORIZATION = "authorization"
     """A topic may not be read."""
@@ -46,6 +48,7 @@ class Kind(enum.Enum):
 ENDED_BY_RECORDS: Final = frozenset(
     {
         Kind.CONNECTION,
+        Kind.NO_BROKER,
         Kind.AUTHENTICATION,
         Kind.GROUP_AUTHORIZATION,
         Kind.MAX_POLL,
@@ -55,7 +58,9 @@ ENDED_BY_RECORDS: Final = frozenset(
 )
 """What cannot be true any more when records arrive (another topic may still be unknown or forbidden)."""
 
-ENDED_BY_AN_ANSWER: Final = frozenset({Kind.CONNECTION, Kind.AUTHENTICATION, Kind.CLIENT})
+ENDED_BY_AN_ANSWER: Final = frozenset(
+    {Kind.CONNECTION, Kind.NO_BROKER, Kind.AUTHENTICATION, Kind.CLIENT}
+)
 """What cannot be true any more when a broker answers a question."""
 
 ENDED_BY_ALL_TOPICS: Final = frozenset({Kind.UNKNOWN_TOPIC, Kind.AUTHORIZATION, Kind.OFFSET_RESET})
@@ -66,7 +71,7 @@ ENDED_BY_ASSIGNMENT: Final = frozenset({Kind.GROUP_AUTHORIZATION, Kind.MAX_POLL}
 EVERY_S: Final = 60.0
 
 _KINDS: Final = {
-    KafkaError._ALL_BROKERS_DOWN: Kind.CONNECTION,  # noqa: SLF001 (the client's public names begin so)
+    KafkaError._ALL_BROKERS_DOWN: Kind.NO_BROKER,  # noqa: SLF001 (the client's public names begin so)
     KafkaError._TRANSPORT: Kind.CONNECTION,  # noqa: SLF001
     KafkaError._RESOLVE: Kind.CONNECTION,  # noqa: SLF001
     KafkaError._TIMED_OUT: Kind.CONNECTION,  # noqa: SLF001

@@ -290,9 +290,11 @@ async def _enter_batcher(
 @asynccontextmanager
 async def _open_source(config: Config, observer: Observer) -> AsyncIterator[Source]:
     if config.source.kind == "file":
+        assert config.file is not None  # noqa: S101 - load_config saw to it
         async with open_file_source(config.file.path, topic=config.file.topic) as file_source:
             yield file_source
         return
+    assert config.kafka is not None  # noqa: S101 - load_config saw to it
     settings = KafkaSettings(**attrs.asdict(config.kafka))
     async with open_kafka_source(settings, observer=observer) as kafka_source:
         yield kafka_source

@@ -233,7 +233,7 @@ def receiver(  # noqa: PLR0917 - click calls it by name
 def run_command_line() -> int:
     """Run the command of `sys.argv` and return the exit code."""
     try:
-        return int(command_line.main(standalone_mode=False) or EXIT_OK)
+        return int(command_line.main(prog_name="stationmaster", standalone_mode=False) or EXIT_OK)
     except click.Abort:
         return EXIT_CUT_SHORT
     except click.ClickException as error:

@@ -193,17 +193,6 @@ class Config:
     log: LogConfig = attrs.field(factory=LogConfig)
     shutdown: ShutdownConfig = attrs.field(factory=ShutdownConfig)
 
-    @property
-    def embeddings_key(self) -> str | None:
-        """The model server's key in clear: only for where it is sent."""
-        key = self.embeddings.key if self.embeddings is not None else None
-        return key.reveal() if key is not None else None
-
-    @property
-    def upload_token(self) -> str | None:
-        """The upload target's token in clear: only for where it is sent."""
-        return self.upload.token.reveal() if self.upload.token is not None else None
-
 
 def default_drain_timeout_s(batch: BatchConfig) -> float:
     """Return how long batches of a revoked partition may take: their deadline, and 5 s for uploads."""

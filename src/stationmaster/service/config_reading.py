@@ -226,7 +226,7 @@ class _Reader:
         if text is None:
             return None
         text = text.strip()
-        if not 0 < len(text) <= _LARGEST_SECRET_BYTES or not _SECRET.fullmatch(text):
+        if len(text) > _LARGEST_SECRET_BYTES or not _SECRET.fullmatch(text):
             wrong = "holds no secret that could be sent"
             expected = f"up to {_LARGEST_SECRET_BYTES} printable ASCII characters without spaces"
             self.complain(path, Complaint(wrong, expected))
@@ -237,41 +237,39 @@ class _Reader:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    place = printable(str(path))
-    expected = "a TOML file"
+    def broken(wrong: str) -> ConfigError:
+        return ConfigError([f"{printable(str(path))}: {wrong}; expected a TOML file"])
+
     try:
         with path.open("rb") as file:
             raw = file.read(_LARGEST_FILE_BYTES + 1)
     except OSError as error:
-        wrong = f"cannot be read ({error.strerror})"
-    except ValueError:  # a zero byte in its name
-        wrong = "is not the name of a file"
-    else:
-        if len(raw) > _LARGEST_FILE_BYTES:
-            wrong = f"has more than {_LARGEST_FILE_BYTES} bytes"
-        else:
-            try:
-                return tomllib.loads(raw.decode())
-            except UnicodeDecodeError as error:
-                line = raw.count(b"\n", 0, error.start) + 1
-                wrong = f"line {line} is not UTF-8"
-            except tomllib.TOMLDecodeError as error:
-                wrong = _where_broken(str(error), raw)
-            except (ValueError, RecursionError):
-                wrong = "holds a number too long, or a value nested too deeply, to be read"
-    raise ConfigError([f"{place}: {wrong}; expected {expected}"])
+        raise broken(f"cannot be read ({error.strerror})") from error
+    except ValueError as error:  # a zero byte in its name
+        raise broken("is not the name of a file") from error
+    if len(raw) > _LARGEST_FILE_BYTES:
+        raise broken(f"has more than {_LARGEST_FILE_BYTES} bytes")
+    try:
+        return tomllib.loads(raw.decode())
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise broken(f"line {line} is not UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise broken(_where_broken(str(error), raw)) from error
+    except (ValueError, RecursionError) as error:
+        wrong = "holds a number too long, or a value nested too deeply, to be read"
+        raise broken(wrong) from error
 
 
 def _where_broken(message: str, raw: bytes) -> str:
     """Put the line first, also where the parser only says that the end came too soon."""
-    match = re.fullmatch(
-        r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", message, re.DOTALL
-    )
-    if match is None:
-        return printable(message)
-    line = match[2] or raw.rstrip(b"\n").count(b"\n") + 1
-    column = f", column {match[3]}" if match[3] else " (the end)"
-    return f"line {line}{column}: {printable(match[1])}"
+    reason, _, position = message.rpartition(" (at ")
+    if re.fullmatch(r"line \d+, column \d+\)", position):
+        place = position.removesuffix(")")
+    else:
+        last = raw.rstrip().count(b"\n") + 1
+        place = f"line {last} (the end)"
+    return f"{place}: {printable(reason)}"
 
 
 def _parse(text: str, key: Key) -> object:

@@ -52,7 +52,8 @@ kind = "kafka"
 bootstrap_servers = "{broker}"
 group_id = "stationmaster-demo"
 topics = ["{topic}"]
-group_protocol = "consumer"
+assignor = "range"
+session_timeout_s = 6.0  # a killed service's partitions are free again after this
 
 [batch]
 deadline_s = {deadline_s}
@@ -196,7 +197,7 @@ async def _open_process(part: Part, log: Path) -> AsyncIterator[trio.Process]:
 
 
 async def _read_lines(
-    stream: trio.abc.ReceiveStream, keep: Callable[[bytes], object], take: Callable[[str], None]
+    stream: trio.abc.ReceiveStream, keep: Callable[[bytes | bytearray], object], take: Callable[[str], None]
 ) -> None:
     """Hand over whole lines (a line can arrive in pieces), to the end of the stream."""
     rest = b""
@@ -225,7 +226,7 @@ async def run_demo(*, batches: int, seconds: float, live: bool, state: Path | No
     if (folder / "receiver.sqlite").exists():
         raise DemoError(f"{folder} holds an earlier demo; name another folder, or none")
     progress = Progress(messages=batches, deadline_s=DEADLINE_S, state=folder)
-    service_code: int | None = None
+    codes: list[int] = []
     with plain_errors(), open_screen(progress, live=live) as refresh:
         async with trio.open_nursery() as nursery:
             await nursery.start(_cancel_on_signal, nursery.cancel_scope)
@@ -234,18 +235,18 @@ async def run_demo(*, batches: int, seconds: float, live: bool, state: Path | No
             await _start_parts(demo, batches, seconds)
             with trio.move_on_after(seconds + _PATIENCE_S):
                 await progress.all_held.wait()
-            service_code = await demo.stop("service")
+            codes.append(await demo.stop("service"))
             for role in ("producer", "receiver", "model-server", "broker"):
                 await demo.stop(role)
             nursery.cancel_scope.cancel()
-    if service_code is None:
+    if not codes:
         click.echo(f"interrupted; logs, database and demo.json: {folder}")
         return 1
     books = balance(folder / "receiver.sqlite", progress.produced_by_partition)
     click.echo(books.summary(slow=SLOW_STATION, failing=FAILING_STATION, deadline_s=DEADLINE_S))
-    click.echo(f"service ended with code {service_code}; logs, database and demo.json: {folder}")
+    click.echo(f"service ended with code {codes[0]}; logs, database and demo.json: {folder}")
     good = books.good(batches, slow=SLOW_STATION, failing=FAILING_STATION, deadline_s=DEADLINE_S)
-    return 0 if good and service_code == 0 else 1
+    return 0 if good and codes == [0] else 1
 
 
 async def _start_parts(demo: Demo, batches: int, seconds: float) -> None:

@@ -12,6 +12,8 @@ from trio_util import AsyncValue
 from stationmaster.abc import Accepted, UploadAnswer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from stationmaster.batch import BatchReport
 
 
@@ -35,6 +37,10 @@ Step: TypeAlias = UploadAnswer | Hang | Slow | BaseException
 """What one upload meets; an exception is raised: a sink with a bug."""
 
 
+def _steps(steps: Iterable[Step]) -> deque[Step]:
+    return deque(steps)
+
+
 @attrs.define(eq=False)
 class RecordingSink:
     """Keeps what it accepts: the first report of every batch id, however often it is delivered.
@@ -43,7 +49,7 @@ class RecordingSink:
     without bound.
     """
 
-    script: deque[Step] = attrs.field(factory=deque, converter=deque)
+    script: deque[Step] = attrs.field(factory=deque, converter=_steps)
     otherwise: Step = attrs.field(factory=Accepted)
     reports: dict[str, BatchReport] = attrs.field(factory=dict, init=False)
     """Batch id -> the report that was accepted first."""

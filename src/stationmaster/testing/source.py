@@ -161,10 +161,10 @@ class MemorySource:
             held.closing = True
         try:
             with trio.move_on_after(self.drain_timeout_s):
+                await trio.lowlevel.checkpoint()
                 for held in leaving:
                     if held.lease.outstanding:
                         await held.drained.wait()
-            await trio.lowlevel.checkpoint()
         finally:
             for key in partitions:
                 del self._held[key]

@@ -1,45 +1,45 @@
 """Callers that wait for vectors, and the law of waking them. No task lives here.
 
-A caller is one `Request`: the callback that trio calls when the caller is cancelled, and the outcome that trio unwraps
-when it is woken. A `Single` (one text) is also its own entry in the queue and in a call, so that `embed` allocates
-nothing else. A `Bulk` (many texts) is cut into `Segment`s, which are its entries; they may travel in several calls.
+A caller is one object: the callback that trio calls when the caller is cancelled, and what trio unwraps when it is
+woken. A `Single` (one text) is also its own entry in the queue and in a call, so that `embed` allocates nothing else.
+A `Bulk` (many texts) is cut into `Segment`s, which are its entries; they may travel in several calls.
 
 Laws (the stress test breaks trio within a second when the first is violated):
-1. Whoever sets `request.task` to None, and nobody else, wakes it (in the abort callback trio does), and sets it BEFORE
-   it reschedules. So a task is woken once, whatever races in the same tick.
-2. An entry is in the queue (`entry.call is None`) or in one call; its home or its call counts it while it lives.
-3. An entry whose request has no task is dead: counted nowhere, and dropped where it is met.
+1. Whoever sets `task` to None, and nobody else, wakes it (in the abort callback trio does), and sets it BEFORE it
+   reschedules. So a task is woken once, whatever races in the same tick.
+2. An entry is in the queue (`entry.call is None`) or in one call; queue or call counts it while it lives.
+3. An entry whose caller has no task is dead: counted nowhere, and dropped where it is met.
+
+Trio asks nothing of an outcome but `unwrap()`. These are no subclasses of `outcome.Outcome`: that would bring an
+equality by value, no hash, and two methods that nobody calls.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-import outcome
 from trio.lowlevel import Abort, reschedule
 
 from stationmaster.errors import EmbedderError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from trio.lowlevel import Task
 
     from stationmaster.abc import Vector
 
-T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
+Caller: TypeAlias = "Single | Bulk"
 Entry: TypeAlias = "Single | Segment"
 
 
 class Home(Protocol):
-    """What a request needs of the queue it was put into."""
+    """What a caller needs of the queue it is put into."""
 
     cancelled: int
     """Rows whose callers were cancelled."""
 
-    def withdraw(self, request: Request[Any], /) -> None:
+    def withdraw(self, caller: Caller, /) -> None:
         """Count its entries no more, in the queue or in calls: nobody waits for them."""
         ...
 
@@ -74,89 +74,28 @@ def row_error(error: Exception) -> EmbedderError:
     return twin
 
 
-class Request(outcome.Outcome[T_co]):
-    """One waiting caller."""
+class Single:
+    """A caller with one text: caller and entry in one. `embed` makes one per call, so it is lean."""
 
-    __slots__ = ("arrived", "due", "error", "home", "rank", "task")
-
-    task: Task | None
-    """The caller while it waits: see law 1."""
-    home: Home
-    arrived: float
-    due: float
-    """The deadline, or what counts as such for a caller without."""
-    rank: float
-    """Lower is sent first."""
-    error: Exception | None
-    missing: int
-    """Rows that have neither answer nor error yet (meaningless once nobody waits)."""
-
-    # Outcomes compare by their attrs fields: all requests would be equal, and none could be a key.
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
-
-    @abstractmethod
-    def entries(self) -> Iterable[Entry]:
-        """Return what of it is in the queue or in calls."""
-
-    @abstractmethod
-    def release(self) -> None:
-        """Forget texts and entries: a dead entry in the queue must not hold them."""
-
-    @abstractmethod
-    def settle(self, make_error: Callable[[], Exception]) -> None:
-        """Give the missing rows their error."""
-
-    def __call__(self, _raise_cancel: object) -> Abort:
-        """Take note that the caller is cancelled (trio's abort callback)."""
-        self.task = None
-        self.home.cancelled += self.missing
-        self.home.withdraw(self)
-        return Abort.SUCCEEDED
-
-    def fail(self, make_error: Callable[[], Exception]) -> int:
-        """Wake the caller with an error for every missing row.
-
-        Returns:
-            How many rows that were; 0 if nobody waits any more.
-        """
-        task = self.task
-        if task is None:
-            return 0
-        self.task = None
-        self.settle(make_error)
-        self.home.withdraw(self)
-        reschedule(task, self)
-        return self.missing
-
-    def send(self, gen: Generator[T, T_co, object]) -> T:
-        """Be an Outcome (trio itself only unwraps)."""
-        return outcome.capture(self.unwrap).send(gen)
-
-    async def asend(self, agen: AsyncGenerator[T, T_co]) -> T:
-        """Be an Outcome (trio itself only unwraps)."""
-        return await outcome.capture(self.unwrap).asend(agen)
-
-    def _raise(self, error: Exception) -> NoReturn:
-        self.error = None  # else a cycle: error -> traceback -> frame -> self -> error
-        try:
-            raise error
-        finally:
-            del error
-
-
-class Single(Request["Vector"]):
-    """A caller with one text: request and entry in one. `embed` makes one per call, so it is lean."""
-
-    __slots__ = ("call", "size_bytes", "text", "vector")
+    __slots__ = (
+        "arrived",
+        "call",
+        "due",
+        "home",
+        "rank",
+        "result",
+        "size_bytes",
+        "task",
+        "text",
+    )
 
     rows = 1
     missing = 1
 
-    call: Carrier | None
-    vector: Vector
+    result: Vector | Exception
+    """Set by whoever wakes the task."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - keywords would cost a tenth of a request
         self,
         text: str,
         size_bytes: int,
@@ -168,27 +107,37 @@ class Single(Request["Vector"]):
     ) -> None:
         self.text = text
         self.size_bytes = size_bytes
-        self.task = task
+        self.task: Task | None = task
         self.home = home
         self.arrived = arrived
         self.due = due
+        """Its deadline, or what counts as such."""
         self.rank = rank
-        self.error = None
-        self.call = None
+        """Lower is sent first."""
+        self.call: Carrier | None = None
+
+    def __call__(self, _raise_cancel: object) -> Abort:
+        """Take note that the caller is cancelled (trio's abort callback)."""
+        return _leave(self)
 
     def unwrap(self) -> Vector:
-        """Return the vector or raise the error."""
-        if self.error is not None:
-            self._raise(self.error)
-        return self.vector
+        """Return the vector or raise the error, in the caller's task."""
+        result = self.result
+        if isinstance(result, Exception):
+            del self.result  # else a cycle: error -> traceback -> this frame -> error
+            try:
+                raise result
+            finally:
+                del result
+        return result
 
     @property
-    def request(self) -> Request[Any]:
+    def caller(self) -> Caller:
         """Who waits for it: itself."""
         return self
 
     def entries(self) -> Iterable[Entry]:
-        """Return itself."""
+        """Return what of it is in the queue or in calls: itself."""
         return (self,)
 
     def texts(self) -> Sequence[str]:
@@ -196,60 +145,75 @@ class Single(Request["Vector"]):
         return (self.text,)
 
     def answer(self, vectors: Sequence[Vector], at: int) -> int:
-        """Wake the caller with its vector, `vectors[at]`; return how many rows were still wanted."""
+        """Wake the caller with `vectors[at]`; return how many rows were still wanted."""
         task = self.task
         if task is None:
             return 0
         self.task = None
-        self.vector = vectors[at]
-        reschedule(task, self)
+        self.result = vectors[at]
+        reschedule(task, self)  # type: ignore[arg-type]  # see the module
+        return 1
+
+    def fail(self, make_error: Callable[[], Exception]) -> int:
+        """Wake the caller with an error; return how many rows failed."""
+        task = self.task
+        if task is None:
+            return 0
+        self.task = None
+        self.result = make_error()
+        self.home.withdraw(self)
+        reschedule(task, self)  # type: ignore[arg-type]  # see the module
         return 1
 
     def release(self) -> None:
-        """Forget the text."""
+        """Forget the text: a dead entry in the queue must not hold it."""
         self.text = ""
 
-    def settle(self, make_error: Callable[[], Exception]) -> None:
-        """Take the error."""
-        self.error = make_error()
 
-
-class Bulk(Request["list[Vector | Exception]"]):
+class Bulk:
     """A caller with a list of texts."""
-
-    __slots__ = ("all_texts", "missing", "results", "return_errors", "segments")
 
     def __init__(
         self,
-        texts: Sequence[str],
+        all_texts: Sequence[str],
+        *,
         task: Task,
         home: Home,
         arrived: float,
         due: float,
         rank: float,
-        *,
         return_errors: bool,
     ) -> None:
-        self.all_texts = texts
-        self.task = task
+        self.all_texts = all_texts
+        self.task: Task | None = task
         self.home = home
         self.arrived = arrived
         self.due = due
         self.rank = rank
         self.return_errors = return_errors
-        self.error = None
-        self.missing = len(texts)
-        self.results: list[Vector | Exception | None] = [None] * len(texts)
+        self.missing = len(all_texts)
+        """Rows that have neither vector nor error yet."""
+        self.results: list[Vector | Exception | None] = [None] * len(all_texts)
+        self.error: Exception | None = None
         self.segments: list[Segment] = []
 
+    def __call__(self, _raise_cancel: object) -> Abort:
+        """Take note that the caller is cancelled (trio's abort callback)."""
+        return _leave(self)
+
     def unwrap(self) -> list[Vector | Exception]:
-        """Return the rows' results or raise the error."""
-        if self.error is not None:
-            self._raise(self.error)
+        """Return each row's result or raise the error, in the caller's task."""
+        error = self.error
+        if error is not None:
+            self.error = None  # else a cycle: error -> traceback -> this frame -> error
+            try:
+                raise error
+            finally:
+                del error
         return self.results  # type: ignore[return-value]  # no None is left in it
 
     def entries(self) -> Iterable[Entry]:
-        """Return its segments."""
+        """Return what of it is in the queue or in calls."""
         return self.segments
 
     def take(self, segment: Segment, results: Sequence[Vector | Exception]) -> None:
@@ -260,19 +224,26 @@ class Bulk(Request["list[Vector | Exception]"]):
         task = self.task
         if not self.missing and task is not None:
             self.task = None
-            reschedule(task, self)
+            reschedule(task, self)  # type: ignore[arg-type]  # see the module
 
-    def release(self) -> None:
-        """Forget the texts and the segments."""
-        self.all_texts = ()
-        self.segments.clear()
-
-    def settle(self, make_error: Callable[[], Exception]) -> None:
-        """Take the error, for every missing row if the caller wants them one by one."""
+    def fail(self, make_error: Callable[[], Exception]) -> int:
+        """Wake the caller with an error for what it misses; return how many rows failed."""
+        task = self.task
+        if task is None:
+            return 0
+        self.task = None
         if self.return_errors:
             self.results = [make_error() if result is None else result for result in self.results]
         else:
             self.error = make_error()
+        self.home.withdraw(self)
+        reschedule(task, self)  # type: ignore[arg-type]  # see the module
+        return self.missing
+
+    def release(self) -> None:
+        """Forget texts and segments: a dead entry in the queue must not hold them."""
+        self.all_texts = ()
+        self.segments.clear()
 
 
 class Segment:
@@ -292,13 +263,13 @@ class Segment:
         bulk.segments.append(self)
 
     @property
-    def request(self) -> Request[Any]:
+    def caller(self) -> Caller:
         """Who waits for it."""
         return self.bulk
 
     @property
     def task(self) -> Task | None:
-        """The caller, or None if it waits no more."""
+        """Its task, or None if it waits no more."""
         return self.bulk.task
 
     @property
@@ -337,7 +308,7 @@ class Segment:
         return self.rows
 
     def fail(self, make_error: Callable[[], Exception]) -> int:
-        """Fail these rows, or the whole request if its caller wants the first error; return how many rows failed."""
+        """Fail these rows, or the whole bulk if its caller wants the first error; return how many rows failed."""
         bulk = self.bulk
         if bulk.task is None:
             return 0
@@ -347,3 +318,10 @@ class Segment:
         error = make_error()
         error.add_note(f"rows {self.low} to {self.high - 1} of its embed_many")
         return bulk.fail(lambda: error)
+
+
+def _leave(caller: Caller) -> Abort:
+    caller.task = None
+    caller.home.cancelled += caller.missing
+    caller.home.withdraw(caller)
+    return Abort.SUCCEEDED

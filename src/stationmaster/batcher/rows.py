@@ -14,27 +14,28 @@ from bisect import insort_left, insort_right
 from collections import deque
 from math import inf
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from stationmaster.callers import Segment, Single
+from stationmaster.batcher.callers import Segment, Single
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import trio
 
-    from stationmaster.abc import Vector
-    from stationmaster.callers import Entry, Request
+    from stationmaster.batcher.callers import Caller, Entry
 
 _TOMBSTONES: Final = 64  # dead entries that are tolerated in any case
-_GRAIN_S: Final = 0.01  # of the deadlines kept here: so late they may strike
+GRAIN_S: Final = 0.01
+"""Of the deadlines kept here: so late they may strike."""
+
 _by_rank = attrgetter("rank")
 
 
 class Call:
     """Rows that travel together."""
 
-    __slots__ = ("answered", "live", "oldest", "parts", "rows", "scope", "texts")
+    __slots__ = ("answered", "live", "oldest", "parts", "rows", "scope", "started", "texts")
 
     def __init__(self, parts: list[Entry], texts: list[str], *, oldest: float) -> None:
         self.parts = parts
@@ -47,6 +48,8 @@ class Call:
         self.answered = False
         self.scope: trio.CancelScope | None = None
         """While it is in flight."""
+        self.started = oldest
+        """When it was sent, last."""
         for part in parts:
             part.call = self
 
@@ -179,48 +182,44 @@ class RowQueue:
         parts: list[Entry] = []
         texts: list[str] = []
         oldest = inf
-        size_bytes = 0
+        room = max_bytes
         while entries and len(texts) < max_rows:
-            entry = entries[0]
+            entry = entries.popleft()
             if entry.task is None:
-                entries.popleft()
                 self._dead -= 1
                 continue
             if isinstance(entry, Single):
-                if size_bytes + entry.size_bytes > max_bytes:
+                if entry.size_bytes > room:
+                    entries.appendleft(entry)
                     break
-                entries.popleft()
                 texts.append(entry.text)
             else:
-                fitting = entry.fitting(
-                    rows=max_rows - len(texts), size_bytes=max_bytes - size_bytes
-                )
-                if not fitting:
-                    break
+                fitting = entry.fitting(rows=max_rows - len(texts), size_bytes=room)
                 if fitting < entry.rows:
+                    entries.appendleft(entry)
+                    if not fitting:
+                        break
                     entry = entry.cut(fitting)
-                else:
-                    entries.popleft()
                 texts += entry.texts()
             parts.append(entry)
-            size_bytes += entry.size_bytes
-            if entry.arrived < oldest:
+            room -= entry.size_bytes
+            if entry.arrived < oldest:  # noqa: PLR1730 - `min` would cost more than all the rest here
                 oldest = entry.arrived
         self.rows -= len(texts)
-        self.size_bytes -= size_bytes
+        self.size_bytes -= max_bytes - room
         self._stale = True
         return Call(parts, texts, oldest=oldest)
 
-    def withdraw(self, request: Request[Any]) -> None:
-        """Count a request's entries no more, here or in their calls: nobody waits for them."""
-        for entry in request.entries():
+    def withdraw(self, caller: Caller) -> None:
+        """Count a caller's entries no more, here or in their calls: nobody waits for them."""
+        for entry in caller.entries():
             if entry.call is None:
                 self.rows -= entry.rows
                 self.size_bytes -= entry.size_bytes
                 self._dead += 1
             else:
                 entry.call.leave()
-        request.release()
+        caller.release()
         self._stale = True
         if self._dead > _TOMBSTONES and self._dead * 2 > len(self._entries):
             self._entries = deque(self)
@@ -241,28 +240,28 @@ class Expiries:
     __slots__ = ("_buckets",)
 
     def __init__(self) -> None:
-        self._buckets: dict[int, dict[Request[Any], None]] = {}
+        self._buckets: dict[int, dict[Caller, None]] = {}
 
-    def add(self, request: Request[Any], deadline: float) -> float:
-        """Keep a request's deadline; return the instant at which it will strike."""
-        key = int(deadline / _GRAIN_S) + 1
-        self._buckets.setdefault(key, {})[request] = None
-        return key * _GRAIN_S
+    def add(self, caller: Caller, deadline: float) -> float:
+        """Keep a caller's deadline; return the instant at which it will strike."""
+        key = int(deadline / GRAIN_S) + 1
+        self._buckets.setdefault(key, {})[caller] = None
+        return key * GRAIN_S
 
-    def discard(self, request: Request[Any], deadline: float) -> None:
+    def discard(self, caller: Caller, deadline: float) -> None:
         """Keep it no more; fine if it struck."""
-        key = int(deadline / _GRAIN_S) + 1
+        key = int(deadline / GRAIN_S) + 1
         bucket = self._buckets.get(key)
         if bucket is not None:
-            bucket.pop(request, None)
+            bucket.pop(caller, None)
             if not bucket:
                 del self._buckets[key]
 
     def next(self) -> float:
         """Return the next instant at which a deadline strikes; infinity if none is kept."""
-        return min(self._buckets, default=inf) * _GRAIN_S
+        return min(self._buckets, default=inf) * GRAIN_S
 
-    def pop(self, now: float) -> Sequence[Request[Any]]:
-        """Take the requests whose instant has come, earliest bucket first."""
-        due = sorted(key for key in self._buckets if key * _GRAIN_S <= now)
-        return [request for key in due for request in self._buckets.pop(key)]
+    def pop(self, now: float) -> Sequence[Caller]:
+        """Take the callers whose instant has come, earliest bucket first."""
+        due = sorted(key for key in self._buckets if key * GRAIN_S <= now)
+        return [caller for key in due for caller in self._buckets.pop(key)]

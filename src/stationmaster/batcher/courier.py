@@ -1,0 +1,264 @@
+"""What happens to rows that left the queue: the call, and parts of it again where that can help.
+
+| the embedder                      | the rows                                                                          |
+| --------------------------------- | --------------------------------------------------------------------------------- |
+| answers                           | have their vectors                                                                |
+| RowRejectedError, several rows    | halves are sent again until only the guilty rows fail                             |
+| EmbedderUnavailableError          | once more at once, those that can still be in time; the rest fails                |
+| EmbedderBusyError                 | nothing is sent for a while; those that can wait so long go back into the queue   |
+| any other Exception, wrong count  | fail                                                                              |
+| is cancelled by its last caller   | are nobody's; a server that may still compute counts as busy for its usual time   |
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from stationmaster.batcher.callers import row_error, Single
+from trio.lowlevel import reschedule
+from stationmaster.errors import (
+    EmbedderBusyError,
+    EmbedderUnavailableError,
+    ProtocolError,
+    RowRejectedError,
+)
+from stationmaster.events import CallAbandoned, CallDone, CallFailed, CallStarted
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stationmaster.abc import Embedder, Observer, Vector
+    from stationmaster.batcher.callers import Entry
+    from stationmaster.batcher.cost import CostModel
+    from stationmaster.batcher.rows import Call, RowQueue
+
+_WAKE_SLICE: Final = 256  # callers woken before other tasks get a turn
+_FIRST_PAUSE_S: Final = (
+    0.1  # when a busy server names no time; doubles with each such answer in a row
+)
+
+
+class Courier:
+    """Carries calls to the embedder, for several senders at once."""
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        *,
+        queue: RowQueue,
+        cost: CostModel,
+        longest_pause_s: float,
+        observer: Observer,
+    ) -> None:
+        self._embedder = embedder
+        self._queue = queue
+        self._cost = cost
+        self._longest_pause_s = longest_pause_s
+        self._observer = observer
+        self._clock = trio.lowlevel.current_clock().current_time
+        self._busy_answers = 0  # in a row
+        self.calls: set[Call] = set()
+        """Whose rows are neither answered nor queued: in flight, or waiting for their turn in a bisection."""
+        self.paused_until = -inf
+        """Nothing should be sent until then."""
+        self.answered = 0
+        """Rows, so far."""
+        self.failed = 0
+        """Rows, so far."""
+        self.reasons: Counter[str] = Counter()
+        """Calls, so far, by their reason."""
+
+    def parts(self) -> list[Entry]:
+        """Return what its calls hold that somebody waits for."""
+        return [part for call in self.calls for part in call.parts if part.task is not None]
+
+    async def attempt(self, call: Call, reason: str, scope: trio.CancelScope) -> Exception | None:
+        """Make one call and hand out what it answers.
+
+        Args:
+            call: the rows.
+            reason: why they are sent.
+            scope: the innermost one around this; the last caller that leaves cancels it.
+
+        Returns:
+            What went wrong, to be given to `care`; None if the call was answered.
+        """
+        rows = call.rows
+        started = call.started = self._clock()
+        self.calls.add(call)
+        self.reasons[reason] += 1
+        self._observer.observe(
+            CallStarted(
+                rows=rows,
+                reason=reason,
+                oldest_age_s=started - call.oldest,
+                queue_rows=self._queue.rows,
+            )
+        )
+        vectors: Sequence[Vector] = ()
+        failure: Exception | None = None
+        call.scope = scope
+        try:
+            vectors = await self._embedder.embed(call.texts)
+        except Exception as error:  # noqa: BLE001 - whatever an embedder raises is answered to its callers
+            failure = error
+        except BaseException as error:
+            raise self._lost(call, error) from None
+        finally:
+            call.scope = None
+        seconds = self._clock() - started
+        failure = failure or _check_count(vectors, rows)
+        if failure is not None:
+            self._observer.observe(CallFailed(rows=rows, seconds=seconds, error=failure))
+            return failure  # noqa: ASYNC910 - an embedder is a checkpoint
+        self._busy_answers = 0
+        self._cost.learn(rows=rows, seconds=seconds)
+        self._observer.observe(CallDone(rows=rows, seconds=seconds))
+        at = 0
+        for start in range(0, len(call.parts), _WAKE_SLICE):
+            if start:  # shielded: what is answered is not taken back
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            for part in call.parts[start : start + _WAKE_SLICE]:
+                if type(part) is Single:
+                    task = part.task
+                    if task is not None:
+                        part.task = None
+                        part.result = vectors[at]
+                        reschedule(task, part)
+                    at += 1
+                    continue
+                self.answered += part.answer(vectors, at)
+                at += part.rows
+        call.answered = True
+        self.calls.discard(call)
+        return None  # noqa: ASYNC910 - an embedder is a checkpoint
+
+    async def care(self, call: Call, failure: Exception | None) -> None:
+        """See a call that is in trouble to its end; `failure` is None if everybody left it."""
+        await trio.lowlevel.checkpoint()  # a server that fails at once must not keep others from running
+        if failure is None:
+            await self._wait_out(call)
+            return
+        if isinstance(failure, EmbedderUnavailableError) and self._in_time(call, failure):
+            failure = await self._attempt_again(call, "retry")
+        if isinstance(failure, RowRejectedError) and call.rows > 1:
+            await self._bisect(call, failure)
+        elif failure is not None:
+            self._give_up(call, failure)
+
+    async def _attempt_again(self, call: Call, reason: str) -> Exception | None:
+        failure = None
+        with trio.CancelScope() as scope:
+            failure = await self.attempt(call, reason, scope)
+        if scope.cancelled_caught:
+            await self._wait_out(call)
+        return failure  # noqa: ASYNC910 - an attempt is a checkpoint
+
+    async def _wait_out(self, call: Call) -> None:
+        """Wait until a server that goes on with an abandoned call must be ready with it."""
+        self.calls.discard(call)
+        if self._cost.measured and not call.answered:
+            await trio.sleep_until(call.started + self._cost.estimate(call.rows))
+        else:
+            await trio.lowlevel.checkpoint()
+
+    async def _bisect(self, call: Call, refusal: RowRejectedError) -> None:
+        """Send the halves of a refused call again until only guilty rows are left: log2(rows) + 1 rounds at most.
+
+        After the first guilty row the largest part that is left comes next, down to a single row. If that one is
+        refused in the same words and nothing was accepted so far, the fault is not in the rows, and the rest fails
+        unsent: a wrong setting would else cost two calls per row.
+        """
+        pending: list[Call] = []
+        words: str | None = None
+        accepted = False
+        self._halve(call, pending)
+        while pending:
+            part = pending.pop()
+            if not self._in_time(part, refusal):
+                continue
+            error = await self._attempt_again(part, "bisect")
+            if isinstance(error, EmbedderUnavailableError) and self._in_time(part, error):
+                error = await self._attempt_again(part, "retry")
+            if not isinstance(error, RowRejectedError):
+                accepted = accepted or part.answered
+                if error is not None:
+                    self._give_up(part, error)
+            elif part.rows > 1:
+                refusal = error
+                self._halve(part, pending)
+            else:
+                self._give_up(part, error)
+                if words is None:
+                    words = str(error)
+                    pending.reverse()
+                elif words == str(error) and not accepted:
+                    for rest in pending:
+                        self._give_up(rest, error)
+                    return
+
+    def _halve(self, call: Call, pending: list[Call]) -> None:
+        call.prune()
+        if not call.rows:
+            self.calls.discard(call)
+            return
+        pending.append(call)
+        if call.rows > 1:
+            half = call.split()
+            self.calls.add(half)
+            pending.append(half)
+
+    def _in_time(self, call: Call, error: Exception) -> bool:
+        """Fail the rows that cannot be answered in time if they are sent now; return whether any are left."""
+        instant = self._clock() + self._cost.estimate(call.rows)
+        self.failed += call.fail_late(instant, lambda: row_error(error))
+        if not call.rows:
+            self.calls.discard(call)
+        return call.rows > 0
+
+    def _give_up(self, call: Call, error: Exception) -> None:
+        """Fail a call's rows; if the server was just busy, only those that cannot wait."""
+        if isinstance(error, EmbedderBusyError):
+            self._pause(error)
+            restart = self.paused_until + self._cost.estimate(call.rows)
+            self.failed += call.fail_late(restart, lambda: row_error(error))
+            self._queue.put_back(call)
+        else:
+            self.failed += sum(part.fail(lambda: row_error(error)) for part in call.parts)
+        self.calls.discard(call)
+
+    def _lost(self, call: Call, error: BaseException) -> BaseException:
+        """Tell of a call that was cancelled; return what is to be raised on."""
+        seconds = self._clock() - call.started
+        if isinstance(error, BaseExceptionGroup):
+            cancelled, errors = error.split(trio.Cancelled)
+            if cancelled is not None and isinstance(errors, ExceptionGroup):
+                # Nobody waits for these errors, and raised with Cancelled they would end the batcher.
+                self._observer.observe(CallFailed(rows=call.rows, seconds=seconds, error=errors))
+                return cancelled
+        self._observer.observe(CallAbandoned(rows=call.rows, seconds=seconds))
+        return error
+
+    def _pause(self, error: EmbedderBusyError) -> None:
+        pause_s = error.retry_after_s
+        if pause_s is None:
+            pause_s = _FIRST_PAUSE_S * 2 ** min(self._busy_answers, 20)
+        self._busy_answers += 1
+        instant = self._clock() + min(pause_s, self._longest_pause_s)
+        self.paused_until = max(self.paused_until, instant)
+
+
+def _check_count(vectors: Sequence[Vector], rows: int) -> ProtocolError | None:
+    try:
+        count = len(vectors)
+    except TypeError:
+        return ProtocolError(
+            f"the embedder answered {rows} texts with {type(vectors).__name__}, not a sequence"
+        )
+    if count != rows:
+        return ProtocolError(f"the embedder answered {rows} texts with {count} vectors")
+    return None

@@ -1,0 +1,228 @@
+"""When rows leave: the standing senders, the timekeeper, and who wakes whom.
+
+A free sender parks in `_idle`. An arrival, or the timekeeper, summons it when the rule says so. A wake-up takes effect
+on the next pass of trio's scheduler, so whatever is submitted in the same pass, or at the same instant as a timer,
+travels in the same call.
+
+Rules:
+1. At most one sender is on its way (`_summoned`). It decides anew by the state it finds, and if there is still a reason
+   to send after it took its rows, it summons the next one.
+2. One task, the timekeeper, owns every timer. Its alarm is only moved earlier; when it rings it is set anew. With nothing
+   to wait for it sleeps for ever: an idle batcher wakes nobody.
+3. `alert` is True exactly when an arrival can matter; else an arrival is an append to the queue and nothing more.
+4. State changes only between checkpoints, so nothing here needs a lock.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+import trio
+from trio.lowlevel import Abort, current_task, reschedule, wait_task_rescheduled
+
+from stationmaster.batcher.cost import CostModel
+from stationmaster.batcher.courier import Courier
+from stationmaster.batcher.policy import decide
+from stationmaster.batcher.rows import GRAIN_S, Call, Expiries, RowQueue
+from stationmaster.errors import DeadlineExceededError
+
+if TYPE_CHECKING:
+    from trio.lowlevel import Task
+
+    from stationmaster.abc import Embedder, Observer
+    from stationmaster.batcher.callers import Caller
+    from stationmaster.batcher.policy import BatchPolicy, SendReason
+
+_SHORTEST_CALL_S: Final = 1e-6
+
+
+class Dispatcher:
+    """Decides when rows leave, and sends them."""
+
+    def __init__(self, embedder: Embedder, *, policy: BatchPolicy, observer: Observer) -> None:
+        self._policy = policy
+        self.queue = RowQueue(on_empty=self._look_for_rest)
+        self.cost = CostModel(policy.start_estimate_s)
+        self.courier = Courier(
+            embedder,
+            queue=self.queue,
+            cost=self.cost,
+            longest_pause_s=policy.patience_s,
+            observer=observer,
+        )
+        self.carrying = 0
+        """Senders at work."""
+        self._clock = trio.lowlevel.current_clock().current_time
+        self._idle: list[Task] = []
+        self._summoned = False
+        self._alarm = trio.CancelScope()
+        self._expiries = Expiries()
+        self._released: tuple[float, SendReason] = (-inf, "flush")
+        self._expected = 0
+        self._expected_until = -inf
+        self._draining = False
+        self._at_rest = trio.Event()
+        self.alert = False
+        """Whether an arrival must be told to `arrived`."""
+        self.prompt_rows = 0
+        """With fewer rows in the queue, one more is answered sooner than deadlines are kept (see `_measure`)."""
+        self.expired = 0
+        """Rows, so far, whose deadlines were kept here and passed."""
+
+    # ------------------------------------------------------------------------------------------------- for the batcher
+
+    def arrived(self, rows: int, now: float) -> None:
+        """Take note that rows were queued."""
+        if self._expected:
+            self._expected = max(self._expected - rows, 0) if now <= self._expected_until else 0
+            if not self._expected:
+                self._released = (now, "expected")
+        self._ring_by(self._consider(now))
+        self._set_alert()
+
+    def expect(self, rows: int) -> None:
+        """Hold rows back until that many arrived, or `max_wait_s` passed."""
+        now = self._clock()
+        self._expected = rows + (self._expected if now <= self._expected_until else 0)
+        self._expected_until = now + self._policy.max_wait_s
+        self._set_alert()
+
+    def flush(self) -> None:
+        """Let the rows that are queued now leave."""
+        now = self._clock()
+        self._released = (now, "flush")
+        self._ring_by(self._consider(now))
+
+    async def drain(self, grace_s: float) -> None:
+        """Let everything leave, and wait within the grace until every row has its end."""
+        self._draining = True
+        self._look_for_rest()
+        self._ring_by(self._consider(self._clock()))
+        with trio.move_on_after(grace_s):
+            await self._at_rest.wait()
+
+    async def wait_until(self, deadline: float, caller: Caller) -> object:
+        """Park a caller until it is answered or its deadline, which no scope of its own keeps, strikes."""
+        self._ring_by(self._expiries.add(caller, deadline))
+        try:
+            return await wait_task_rescheduled(caller)
+        finally:
+            self._expiries.discard(caller, deadline)
+
+    # -------------------------------------------------------------------------------------------------------- the tasks
+
+    async def keep_time(self) -> None:
+        """Strike deadlines and summon senders, each at its instant."""
+        while True:
+            now = self._clock()
+            for caller in self._expiries.pop(now):
+                self.expired += caller.fail(_expired)
+            wake_at = min(self._consider(now), self._expiries.next())
+            with trio.CancelScope(deadline=wake_at) as self._alarm:
+                await trio.sleep_forever()
+
+    async def send_rows(self) -> None:
+        """Be a sender: take rows when there is a reason to, and have them carried."""
+        while True:
+            call: Call | None = None
+            failure: Exception | None = None
+            # One scope serves call after call until one is in trouble: entering one costs as much as three wake-ups.
+            with trio.CancelScope() as scope:
+                while failure is None and not scope.cancel_called:
+                    if call is not None:
+                        call = None  # its texts and vectors
+                        self._rest()
+                    now = self._clock()
+                    reason, instant = self._decide(now)
+                    if reason is None:
+                        self._ring_by(instant)
+                        await self._park()
+                    else:
+                        call = self._take(now)
+                        failure = await self.courier.attempt(call, reason, scope)
+            if call is not None:
+                await self.courier.care(call, failure)
+                self._rest()
+
+    def _take(self, now: float) -> Call:
+        policy = self._policy
+        call = self.queue.take(max_rows=policy.max_batch_rows, max_bytes=policy.max_batch_bytes)
+        self.carrying += 1
+        self._ring_by(self._consider(now))
+        return call
+
+    def _rest(self) -> None:
+        self.carrying -= 1
+        self._look_for_rest()
+        self._measure()
+
+    async def _park(self) -> None:
+        task = current_task()
+
+        def abort(_raise_cancel: object) -> Abort:
+            self._idle.remove(task)
+            return Abort.SUCCEEDED
+
+        self._idle.append(task)
+        self._set_alert()
+        await wait_task_rescheduled(abort)
+        self._summoned = False
+        self._set_alert()
+
+    # ------------------------------------------------------------------------------------------------------- the decision
+
+    def _decide(self, now: float) -> tuple[SendReason | None, float]:
+        """Return why a free sender should take rows now, or None and when it should look again."""
+        queue = self.queue
+        if not queue.rows:
+            return None, inf
+        if now < self.courier.paused_until:
+            return None, self.courier.paused_until
+        return decide(
+            self._policy,
+            queue,
+            now=now,
+            cost=self.cost,
+            idle=not self.carrying,
+            draining=self._draining,
+            released=self._released,
+            held_until=self._expected_until if self._expected else -inf,
+        )
+
+    def _consider(self, now: float) -> float:
+        """Summon a sender if there is a reason to; else return the instant at which there will be (maybe infinity)."""
+        if not self._idle or self._summoned:
+            return inf
+        reason, instant = self._decide(now)
+        if reason is None:
+            return instant
+        self._summoned = True
+        reschedule(self._idle.pop())
+        return inf
+
+    def _ring_by(self, instant: float) -> None:
+        if instant < self._alarm.deadline:  # noqa: PLR1730 - setting it costs more than the look
+            self._alarm.deadline = instant
+
+    def _look_for_rest(self) -> None:
+        """Take note that a row or a call is gone: the last one ends the draining."""
+        if self._draining and not self.carrying and not self.queue.rows:
+            self._at_rest.set()
+
+    def _set_alert(self) -> None:
+        self.alert = bool(self._expected or (self._idle and not self._summoned))
+
+    def _measure(self) -> None:
+        """Count how many rows are answered within the grain of kept deadlines, after the calls now in flight."""
+        policy = self._policy
+        call_s = self.cost.cautious(policy.max_batch_rows)
+        if not self.cost.measured or not policy.send_when_idle or call_s * 2 > GRAIN_S:
+            self.prompt_rows = 0
+        else:
+            rounds = int(GRAIN_S / max(call_s, _SHORTEST_CALL_S)) - 1
+            self.prompt_rows = rounds * policy.max_batch_rows * policy.max_in_flight
+
+
+def _expired() -> DeadlineExceededError:
+    return DeadlineExceededError("the deadline passed while the request was queued or in flight")

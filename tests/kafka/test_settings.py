@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stationmaster.errors import ConfigError
+from stationmaster.kafka import KafkaSettings, open_kafka_source
+
+GOOD: dict[str, Any] = {"bootstrap_servers": "127.0.0.1:9", "group_id": "g", "topics": ("t",)}
+
+
+def test_offsets_are_ours_whatever_the_options_say() -> None:
+    configuration = KafkaSettings(**GOOD, options={"fetch.min.bytes": 2}).client_configuration()
+    assert configuration["enable.auto.commit"] is False
+    assert configuration["enable.auto.offset.store"] is False
+    assert configuration["fetch.min.bytes"] == 2
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "enable.auto.commit",
+        "auto.commit.enable",
+        "auto.commit.interval.ms",
+        "enable.auto.offset.store",
+        "enable.partition.eof",
+    ],
+)
+def test_an_option_that_would_move_offsets_is_refused_with_the_reason(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"kafka.options: {key} .* only after its batch"):
+        KafkaSettings(**GOOD, options={key: True})
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("bootstrap.servers", "bootstrap_servers"),
+        ("metadata.broker.list", "bootstrap_servers"),
+        ("group.id", "group_id"),
+        ("group.instance.id", "instance_id"),
+        ("group.protocol", "group_protocol"),
+        ("partition.assignment.strategy", "assignor"),
+        ("session.timeout.ms", "session_timeout_s"),
+        ("auto.offset.reset", "start"),
+    ],
+)
+def test_an_option_with_a_key_of_its_own_is_refused_and_the_key_is_named(
+    key: str, name: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"kafka.options: {key} .* use kafka.{name}"):
+        KafkaSettings(**GOOD, options={key: "x"})
+
+
+def test_every_fault_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        KafkaSettings(
+            bootstrap_servers="",
+            group_id="",
+            topics=("^all.*", ""),
+            max_poll_messages=0,
+            poll_timeout_s=float("nan"),
+            commit_interval_s=-1,
+            close_timeout_s=0,
+            drain_timeout_s=-1,
+            group_protocol="consumer",
+            session_timeout_s=6,
+            options={"group.id": "x"},
+        )
+    paths = [fault.partition(":")[0] for fault in caught.value.faults]
+    assert paths == [
+        "kafka.bootstrap_servers",
+        "kafka.group_id",
+        "kafka.topics",
+        "kafka.topics",
+        "kafka.max_poll_messages",
+        "kafka.poll_timeout_s",
+        "kafka.commit_interval_s",
+        "kafka.close_timeout_s",
+        "kafka.drain_timeout_s",
+        "kafka.session_timeout_s",
+        "kafka.options",
+    ]
+
+
+def test_no_topic_is_a_fault() -> None:
+    with pytest.raises(ConfigError, match=r"kafka.topics: must not be empty"):
+        KafkaSettings(bootstrap_servers="b", group_id="g", topics=())
+
+
+def test_the_assignor_and_the_session_are_told_to_a_classic_group_only() -> None:
+    classic = KafkaSettings(**GOOD, session_timeout_s=6, instance_id="one")
+    assert classic.is_incremental
+    told = classic.client_configuration()
+    assert told["partition.assignment.strategy"] == "cooperative-sticky"
+    assert told["session.timeout.ms"] == 6000
+    assert told["group.instance.id"] == "one"
+    assert not KafkaSettings(**GOOD, assignor="range").is_incremental
+    new = KafkaSettings(**GOOD, group_protocol="consumer")
+    assert new.is_incremental
+    assert not {"partition.assignment.strategy", "session.timeout.ms"} & set(
+        new.client_configuration()
+    )
+
+
+def test_options_do_not_show_in_a_log() -> None:
+    assert "geheim" not in repr(KafkaSettings(**GOOD, options={"sasl.password": "geheim"}))
+
+
+@pytest.mark.parametrize(
+    "options", [{"no.such.key": 1}, {"queued.max.messages.kbytes": "many"}, {"stats_cb": "x"}]
+)
+async def test_what_the_client_refuses_is_a_configuration_error(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"kafka.options: .*(no.such.key|queued.max|stats_cb)"):
+        async with open_kafka_source(KafkaSettings(**GOOD, options=options)):
+            pass

@@ -1,0 +1,184 @@
+"""The pipeline when it is cancelled from outside, or a part of it breaks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from stationmaster.errors import UploadFailedError
+from stationmaster.events import BatchClosed, BatchOpened
+from stationmaster.pipeline import open_pipeline
+from stationmaster.testing import Hang, RecordingSink, Slow
+from tests.pipelines import Setting, never, one_second
+from tests.telemetry import message_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stationmaster.batch import StationInput
+
+# -------------------------------------------------------------------------------------------- cancelled from outside
+
+
+async def test_a_cancelled_pipeline_delivers_what_is_open_with_its_stations_still_at_work(
+    autojump_clock: MockClock,
+) -> None:
+    setting = Setting(3)
+    with trio.move_on_after(0.3) as scope:
+        await setting.run(one_second)
+    assert scope.cancelled_caught
+    assert trio.current_time() == pytest.approx(1)
+    assert (setting.succeeded(), setting.committed) == (3, 3)
+
+
+async def test_a_cancelled_pipeline_ends_with_its_grace_at_the_latest(
+    autojump_clock: MockClock,
+) -> None:
+    setting = Setting(2, sink=RecordingSink(otherwise=Hang()))
+    with trio.move_on_after(3):
+        await setting.run(one_second, grace_s=4)
+    assert trio.current_time() == 7
+    assert len(setting.dropped()) == 2
+    assert setting.committed == 0
+
+
+async def test_a_pipeline_that_is_cancelled_while_it_drains_keeps_the_earlier_end(
+    autojump_clock: MockClock,
+) -> None:
+    setting = Setting(1)
+    with trio.move_on_after(1):
+        async with setting.open(never) as pipeline:
+            await wait_all_tasks_blocked()
+            pipeline.drain(grace_s=2)
+            await pipeline.wait_finished()
+    assert trio.current_time() == 2
+    assert setting.dropped() == ["air_0_0_0"]
+
+
+async def test_an_error_of_the_block_comes_out_as_itself_after_the_open_batches_are_delivered(
+    autojump_clock: MockClock,
+) -> None:
+    setting = Setting(3)
+    error = LookupError("the caller's own")
+
+    async def run() -> None:
+        async with setting.open(one_second):
+            await trio.sleep(0.5)
+            raise error
+
+    with pytest.raises(LookupError) as caught:
+        await run()
+    assert caught.value is error
+    assert trio.current_time() == 1
+    assert (setting.succeeded(), setting.committed) == (3, 3)
+
+
+# ------------------------------------------------------------------------------------------------------------- crashes
+
+
+async def test_when_the_source_crashes_the_open_batches_are_delivered_and_its_error_comes_out(
+    autojump_clock: MockClock,
+) -> None:
+    setting = Setting(3)
+    error = OSError("the broker is gone")
+    setting.source.fail(error)
+    with pytest.raises(OSError, match="the broker is gone") as caught:
+        await setting.run(one_second)
+    assert caught.value is error
+    assert trio.current_time() == 1
+    assert (setting.succeeded(), setting.committed) == (3, 3)
+
+
+async def test_an_upload_without_a_home_ends_the_pipeline_and_leaves_a_hole_in_the_commits(
+    autojump_clock: MockClock,
+) -> None:
+    async def handle(station: StationInput) -> Mapping[str, Any]:
+        await trio.sleep(int(station.station_id[1:]) / 10)
+        return {}
+
+    setting = Setting(5, sink=RecordingSink([Slow(0), Hang()]))
+    with pytest.raises(UploadFailedError) as caught:
+        await setting.run(handle, upload_timeout_s=10)
+    assert caught.value.batch_id == "air_0_1_0"
+    assert trio.current_time() == pytest.approx(10.1)
+    assert set(setting.sink.reports) == {f"air_0_{offset}_0" for offset in (0, 2, 3, 4)}
+    assert setting.committed == 1
+    assert setting.source.commits["air", 0] == [1]
+
+
+async def test_batches_beside_one_without_a_home_are_still_delivered(
+    autojump_clock: MockClock,
+) -> None:
+    setting = Setting(1, sink=RecordingSink([Hang()]))
+
+    async def handle(station: StationInput) -> Mapping[str, Any]:
+        await trio.sleep(4 if station.station_id == "late" else 0)
+        return {}
+
+    async def put_late() -> None:
+        await trio.sleep(9)
+        setting.source.put("air", 1, message_bytes("late"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(put_late)
+        with pytest.raises(UploadFailedError):
+            await setting.run(handle, upload_timeout_s=10)
+    assert trio.current_time() == pytest.approx(13)
+    assert setting.source.committed == {("air", 1): 1}
+
+
+async def test_a_bug_of_the_sink_ends_the_pipeline_and_commits_nothing_of_its_batch(
+    autojump_clock: MockClock,
+) -> None:
+    setting = Setting(3, sink=RecordingSink([ZeroDivisionError()]))
+    with pytest.raises(ZeroDivisionError):
+        await setting.run(one_second)
+    assert len(setting.sink.reports) == 2
+    assert setting.committed <= 2
+
+
+@pytest.mark.parametrize("at", [BatchOpened, BatchClosed])
+async def test_a_bug_of_the_observer_ends_the_pipeline_and_commits_nothing_of_its_batch(
+    autojump_clock: MockClock, at: type
+) -> None:
+    class Broken:
+        detailed = True
+
+        def observe(self, event: Any, /) -> None:
+            if isinstance(event, at) and "air_0_1_0" in repr(event):
+                raise RuntimeError("the observer is broken")
+
+    setting = Setting(2)
+    setting.source.end()
+    with pytest.raises(RuntimeError, match="the observer is broken"):
+        async with open_pipeline(
+            setting.source, handler=one_second, sink=setting.sink, observer=Broken()
+        ) as pipeline:
+            await pipeline.wait_finished()
+    assert set(setting.sink.reports) == {"air_0_0_0"}
+    assert setting.committed == 1
+
+
+@pytest.mark.parametrize("kind", [MemoryError, KeyboardInterrupt])
+async def test_lack_of_memory_and_an_interrupt_in_a_handler_end_the_pipeline(
+    autojump_clock: MockClock, kind: type[BaseException]
+) -> None:
+    async def handle(station: StationInput) -> None:
+        await trio.sleep(1)
+        raise kind
+
+    setting = Setting(1)
+    with pytest.raises(kind):
+        await setting.run(handle)
+    assert trio.current_time() <= 15
+
+
+async def test_two_errors_come_out_together(autojump_clock: MockClock) -> None:
+    setting = Setting(1)
+    setting.source.fail(OSError("the broker is gone"))
+    with pytest.RaisesGroup(OSError, ZeroDivisionError, flatten_subgroups=True):
+        setting.sink.otherwise = ZeroDivisionError()
+        await setting.run(one_second)

@@ -1,0 +1,245 @@
+"""The lives of stations: queues, the bound on live ones, giving up idle ones, estimates."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from stationmaster.batch import Outcome, StationInput
+from tests.telemetry import closed, run, stations_of, submit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+async def one_second(station: StationInput) -> Mapping[str, Any]:
+    await trio.sleep(1)
+    return {}
+
+
+async def at_once(station: StationInput) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+# --------------------------------------------------------------------------------------------------------------- queue
+
+
+async def test_a_job_beyond_the_queue_is_rejected_at_once_and_the_others_are_served(
+    autojump_clock: MockClock,
+) -> None:
+    async with stations_of(one_second, queue_capacity=2) as stations:
+        collectors = [submit(stations, "A", offset=0)]
+        await wait_all_tasks_blocked()  # the first one runs, two may wait
+        collectors += [submit(stations, "A", offset=offset) for offset in (1, 2)]
+        collectors.append(submit(stations, "A", "B", offset=3))
+        results = [await closed(collector) for collector in collectors]
+    assert [result["A"].outcome for result in results] == [
+        Outcome.SUCCEEDED,
+        Outcome.SUCCEEDED,
+        Outcome.SUCCEEDED,
+        Outcome.REJECTED,
+    ]
+    assert results[3]["A"].reason == "its queue of 2 jobs is full (stations.queue_capacity)"
+    assert results[3]["B"].outcome is Outcome.SUCCEEDED
+
+
+# --------------------------------------------------------------------------------------- the bound, and idle stations
+
+
+async def test_beyond_max_live_the_longest_idle_station_makes_room(
+    autojump_clock: MockClock,
+) -> None:
+    async with stations_of(at_once, max_live=2) as stations:
+        for station_id in ("A", "B", "A", "C"):
+            assert (await run(stations, station_id))[station_id].outcome is Outcome.NO_OUTPUT
+            await trio.sleep(1)
+        assert len(stations) == 2
+        known = [
+            name for name in tasks() if name.startswith("station ") and name != "station reaper"
+        ]
+        assert sorted(known) == ["station A", "station C"]
+
+
+async def test_beyond_max_live_a_new_station_is_rejected_while_all_are_busy(
+    autojump_clock: MockClock,
+) -> None:
+    async with stations_of(one_second, max_live=2) as stations:
+        collector = submit(stations, "A", "B", "C")
+        await wait_all_tasks_blocked()
+        assert len(stations) == 2
+        results = await closed(collector)
+        assert results["C"].outcome is Outcome.REJECTED
+        assert results["C"].reason == "2 stations are live and busy (stations.max_live)"
+        assert results["A"].outcome is Outcome.SUCCEEDED
+
+
+async def test_a_station_with_a_queued_job_does_not_make_room() -> None:
+    async with stations_of(at_once, max_live=1) as stations:
+        await run(stations, "A")
+        results = await closed(submit(stations, "A", "B", offset=1))
+        assert results["A"].outcome is Outcome.NO_OUTPUT
+        assert results["B"].outcome is Outcome.REJECTED
+
+
+async def test_an_idle_station_is_given_up_after_its_time_and_a_busy_one_never(
+    autojump_clock: MockClock,
+) -> None:
+    async def handle(station: StationInput) -> None:
+        await trio.sleep(100 if station.station_id == "busy" else 1)
+
+    async with stations_of(handle, idle_s=10) as stations:
+        busy = submit(stations, "busy", deadline_s=200)
+        await run(stations, "idle", offset=1)
+        await trio.sleep(8)
+        assert len(stations) == 2
+        await trio.sleep(7)  # at latest after one and a half times idle_s
+        assert len(stations) == 1
+        await trio.sleep(40)
+        assert len(stations) == 1
+        assert (await closed(busy))["busy"].outcome is Outcome.NO_OUTPUT
+        await trio.sleep(15)
+        assert len(stations) == 0
+
+
+async def test_many_idle_stations_are_given_up_together(autojump_clock: MockClock) -> None:
+    async with stations_of(at_once, idle_s=10) as stations:
+        await run(stations, *(f"S{number}" for number in range(100)))
+        await trio.sleep(5)
+        await run(stations, "S50", offset=1)
+        await trio.sleep(8)
+        assert len(stations) == 1
+        assert [name for name in tasks() if name.startswith("station S")] == ["station S50"]
+
+
+async def test_a_job_right_after_giving_up_makes_a_new_station_and_order_holds(
+    autojump_clock: MockClock,
+) -> None:
+    running: list[str] = []
+    ran: list[str] = []
+
+    async def handle(station: StationInput) -> None:
+        assert not running
+        running.append(station.batch_id)
+        await trio.sleep(0.5)
+        running.remove(station.batch_id)
+        ran.append(station.batch_id)
+
+    async with stations_of(handle, max_live=1) as stations:
+        first = submit(stations, "A")
+        await closed(first)
+        await wait_all_tasks_blocked()
+        await closed(submit(stations, "B", offset=1))  # pushes A out
+        again = [submit(stations, "A", offset=offset) for offset in (2, 3)]  # pushes B out
+        for collector in again:
+            assert (await closed(collector))["A"].outcome is Outcome.NO_OUTPUT
+    assert ran == ["air_0_0_0", "air_0_1_0", "air_0_2_0", "air_0_3_0"]
+
+
+def tasks() -> list[str]:
+    """Return the names of all live tasks."""
+    names: list[str] = []
+    waiting = [trio.lowlevel.current_root_task()]
+    while waiting:
+        task = waiting.pop()
+        assert task is not None
+        names.append(task.name)
+        waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return names
+
+
+# ----------------------------------------------------------------------------------------------------------- estimates
+
+
+async def test_an_unknown_or_idle_station_is_expected_to_answer_at_once() -> None:
+    async with stations_of(at_once) as stations:
+        assert stations.expected_wait_s([]) == 0
+        assert stations.expected_wait_s(["A"]) == 0
+        await run(stations, "A")
+        assert stations.expected_wait_s(["A", "B"]) == 0
+
+
+async def test_nothing_is_expected_of_a_station_that_works_on_its_first_job(
+    autojump_clock: MockClock,
+) -> None:
+    eased: list[float] = []
+    async with stations_of(
+        one_second, on_eased=lambda: eased.append(trio.current_time())
+    ) as stations:
+        collector = submit(stations, "A")
+        assert stations.expected_wait_s(["A"]) == math.inf
+        await wait_all_tasks_blocked()
+        assert stations.expected_wait_s(["A"]) == math.inf
+        assert eased == []
+        await closed(collector)
+        assert eased == [1, 1]  # its service time is known, and it is idle
+        assert stations.expected_wait_s(["A"]) == 0
+
+
+async def test_the_expected_wait_is_the_queue_times_the_mean_service_time(
+    autojump_clock: MockClock,
+) -> None:
+    async with stations_of(one_second) as stations:
+        await run(stations, "A", "B", "C")
+        queued = [submit(stations, "A", offset=offset) for offset in range(1, 4)]
+        await wait_all_tasks_blocked()
+        assert stations.expected_wait_s(["A"]) == 3  # two wait, one runs
+        assert stations.expected_wait_s(["A", "B"]) == 3  # of an even number the longer one
+        assert stations.expected_wait_s(["A", "B", "C"]) == 0
+        await trio.sleep(1)
+        await wait_all_tasks_blocked()
+        assert stations.expected_wait_s(["A"]) == 2
+        await closed(queued[-1])
+        assert stations.expected_wait_s(["A"]) == 0
+
+
+async def test_the_mean_service_time_follows_the_last_jobs(autojump_clock: MockClock) -> None:
+    async def handle(station: StationInput) -> None:
+        await trio.sleep(1 if station.batch_id == "air_0_0_0" else 2)
+
+    async with stations_of(handle) as stations:
+        await run(stations, "A")
+        await run(stations, "A", offset=1)
+        submit(stations, "A", offset=2)
+        await wait_all_tasks_blocked()
+        assert stations.expected_wait_s(["A"]) == pytest.approx(1.2)
+
+
+async def test_a_station_that_was_cancelled_is_left_out_until_it_answers_again(
+    autojump_clock: MockClock,
+) -> None:
+    async def handle(station: StationInput) -> None:
+        await trio.sleep(100 if station.batch_id == "air_0_1_0" else 2)
+
+    async with stations_of(handle) as stations:
+        await run(stations, "A", "B")
+        hung, behind = (
+            submit(stations, "A", offset=1),
+            submit(stations, "A", offset=2, deadline_s=9),
+        )
+        await wait_all_tasks_blocked()
+        assert stations.expected_wait_s(["A"]) == 4
+        assert (await closed(hung))["A"].outcome is Outcome.TIMED_OUT
+        await wait_all_tasks_blocked()
+        assert stations.expected_wait_s(["A"]) == 0  # nobody healthy is left to wait for
+        assert stations.expected_wait_s(["A", "B"]) == 0
+        assert (await closed(behind))["A"].outcome is Outcome.NO_OUTPUT
+        submit(stations, "A", offset=3)
+        await wait_all_tasks_blocked()
+        assert stations.expected_wait_s(["A"]) == 2
+
+
+async def test_an_estimate_looks_at_a_bounded_number_of_stations() -> None:
+    looked_at = 0
+
+    def ids() -> Any:
+        nonlocal looked_at
+        for looked_at in range(1, 10_001):
+            yield f"S{looked_at}"
+
+    async with stations_of(at_once) as stations:
+        assert stations.expected_wait_s(ids()) == 0
+    assert looked_at == 64
