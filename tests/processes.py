@@ -116,14 +116,15 @@ class Receiver:
     def double_rows(self) -> int:
         """Return how many results stand there twice for one record and station."""
         with closing(sqlite3.connect(self.database)) as db:
-            query = "SELECT count(*) - count(DISTINCT printf('%s/%d/%d/%s', topic, partition, first_offset, station_id)) FROM results"
+            row = "printf('%s/%d/%d/%s', topic, partition, first_offset, station_id)"
+            query = f"SELECT count(*) - count(DISTINCT {row}) FROM results"
             return int(db.execute(query).fetchone()[0])
 
     async def wait_batches(self, count: int, *, seconds: float = READY_S) -> dict[str, dict[str, Any]]:
         """Wait until it holds at least so many batches."""
         deadline = trio.current_time() + seconds
         while len(held := self.batches()) < count and trio.current_time() < deadline:
-            await trio.sleep(0.05)  # another process's database: there is nothing to wait on
+            await trio.sleep(0.05)  # noqa: ASYNC110 - another process's database: nothing to wait on
         assert len(held) >= count, f"{len(held)} of {count} batches after {seconds:g} s"
         return held
 

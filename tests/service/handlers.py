@@ -18,10 +18,9 @@ async def brief(station: StationInput) -> Mapping[str, Any]:
     return {"readings": len(station.readings)}
 
 
-async def stuck(station: StationInput) -> Mapping[str, Any] | None:
+async def stuck(station: StationInput) -> Mapping[str, Any]:
     """Never answer."""
     await trio.sleep_forever()
-    return None
 
 
 NOT_A_HANDLER = 7

@@ -269,8 +269,9 @@ async def test_a_replay_of_the_same_file_adds_nothing(tmp_path: Path) -> None:
         for _ in range(2):
             async with open_part("replay", str(file), "--config", str(config)) as service:
                 assert await service.ends() == 0
+            summary = service.lines[-1]
+            assert summary.startswith("hours.jsonl: 30 batches uploaded with 90 results")
         batches, deliveries = receiver.batches(), receiver.deliveries()
 
     assert len(batches) == 30
     assert deliveries == 60
-    assert service.lines[-1].startswith("hours.jsonl: 30 batches uploaded with 90 results")

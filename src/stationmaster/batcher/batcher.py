@@ -1,7 +1,7 @@
 """The request batcher: many callers with a text each, few calls to the model server.
 
-Every caller gets a vector or a typed error, whatever happens: what ends a task of the batcher goes through `_end`, which
-answers everybody who waits, at once and without a checkpoint, and closes the intake for good.
+Every caller gets a vector or a typed error, whatever happens: what ends a task of the batcher goes through `_end`,
+which answers everybody who waits, at once and without a checkpoint, and closes the intake for good.
 """
 
 from __future__ import annotations
@@ -127,9 +127,16 @@ class Batcher:
         queue.put(caller)
         if dispatcher.alert:
             dispatcher.arrived(1, now)
-        if deadline < ambient:
-            return await dispatcher.wait_until(deadline, caller)
-        return await wait_task_rescheduled(caller)
+        vector: Vector
+        if deadline >= ambient:
+            vector = await wait_task_rescheduled(caller)
+            return vector
+        dispatcher.keep_deadline(deadline, caller)
+        try:
+            vector = await wait_task_rescheduled(caller)
+        finally:
+            dispatcher.drop_deadline(deadline, caller)
+        return vector
 
     @overload
     async def embed_many(
@@ -204,9 +211,16 @@ class Batcher:
         self._queue.put(Segment(caller, low=0, high=len(texts), size_bytes=size_bytes))
         if self._dispatcher.alert:
             self._dispatcher.arrived(len(texts), now)
-        if deadline < ambient:
-            return await self._dispatcher.wait_until(deadline, caller)
-        return await wait_task_rescheduled(caller)
+        results: list[Vector | Exception]
+        if deadline >= ambient:
+            results = await wait_task_rescheduled(caller)
+            return results
+        self._dispatcher.keep_deadline(deadline, caller)
+        try:
+            results = await wait_task_rescheduled(caller)
+        finally:
+            self._dispatcher.drop_deadline(deadline, caller)
+        return results
 
     def expect(self, rows: int) -> None:
         """Announce rows that are about to come: they leave together, without a wait once all are here.
@@ -360,9 +374,10 @@ async def open_batcher(
         policy: when a batch leaves, and all bounds; by default `BatchPolicy()`.
         observer: hears of every call, and of every request if it is `detailed`.
 
-    Leaving the block closes the intake, waits up to `grace_s` for what is queued or in flight, and answers the rest with
-    BatcherClosedError. Leaving it by an error or a cancellation answers everybody at once. What the embedder raises that
-    is no Exception (KeyboardInterrupt, say), and what the observer raises, ends the batcher and leaves this block.
+    Leaving the block closes the intake, waits up to `grace_s` for what is queued or in flight, and answers the rest
+    with BatcherClosedError. Leaving it by an error or a cancellation answers everybody at once. What the embedder
+    raises that is no Exception (KeyboardInterrupt, say), and what the observer raises, ends the batcher and leaves
+    this block.
     """
     policy = policy or BatchPolicy()
     batcher = Batcher(embedder, policy=policy, observer=observer or NullObserver())

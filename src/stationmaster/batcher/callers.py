@@ -144,16 +144,6 @@ class Single:
         """Return its text."""
         return (self.text,)
 
-    def answer(self, vectors: Sequence[Vector], at: int) -> int:
-        """Wake the caller with `vectors[at]`; return how many rows were still wanted."""
-        task = self.task
-        if task is None:
-            return 0
-        self.task = None
-        self.result = vectors[at]
-        reschedule(task, self)  # type: ignore[arg-type]  # see the module
-        return 1
-
     def fail(self, make_error: Callable[[], Exception]) -> int:
         """Wake the caller with an error; return how many rows failed."""
         task = self.task
@@ -300,11 +290,11 @@ class Segment:
         self.size_bytes -= size_bytes
         return head
 
-    def answer(self, vectors: Sequence[Vector], at: int) -> int:
-        """Hand over the vectors from `vectors[at]` on; return how many rows were still wanted."""
+    def answer(self, vectors: Sequence[Vector]) -> int:
+        """Hand over its vectors; return how many rows were still wanted."""
         if self.bulk.task is None:
             return 0
-        self.bulk.take(self, vectors[at : at + self.rows])
+        self.bulk.take(self, vectors)
         return self.rows
 
     def fail(self, make_error: Callable[[], Exception]) -> int:
@@ -318,6 +308,28 @@ class Segment:
         error = make_error()
         error.add_note(f"rows {self.low} to {self.high - 1} of its embed_many")
         return bulk.fail(lambda: error)
+
+
+def hand_out(parts: Iterable[Entry], vectors: Sequence[Vector], at: int) -> tuple[int, int]:
+    """Give the parts of a call their vectors, from `vectors[at]` on.
+
+    Returns:
+        How many rows were still wanted, and where the next part's vectors begin.
+    """
+    answered = 0
+    for part in parts:
+        if isinstance(part, Single):
+            task = part.task
+            if task is not None:
+                part.task = None
+                part.result = vectors[at]
+                reschedule(task, part)  # type: ignore[arg-type]  # see the module
+                answered += 1
+            at += 1
+        else:
+            answered += part.answer(vectors[at : at + part.rows])
+            at += part.rows
+    return answered, at
 
 
 def _leave(caller: Caller) -> Abort:

@@ -48,7 +48,9 @@ class CostModel:
         self._rows_seconds = self._rows_seconds * _MEMORY + rows * seconds
         spread = self._weight * self._rows_rows - self._rows * self._rows
         slope = 0.0
-        if spread > 1e-9 * self._weight * self._rows_rows:  # else all sizes are equal, up to rounding
+        if (
+            spread > 1e-9 * self._weight * self._rows_rows
+        ):  # else all sizes are equal, up to rounding
             slope = (self._weight * self._rows_seconds - self._rows * self._seconds) / spread
         slope = max(slope, 0.0)
         fixed = (self._seconds - slope * self._rows) / self._weight

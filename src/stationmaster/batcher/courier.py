@@ -1,13 +1,13 @@
 """What happens to rows that left the queue: the call, and parts of it again where that can help.
 
-| the embedder                      | the rows                                                                          |
-| --------------------------------- | --------------------------------------------------------------------------------- |
-| answers                           | have their vectors                                                                |
-| RowRejectedError, several rows    | halves are sent again until only the guilty rows fail                             |
-| EmbedderUnavailableError          | once more at once, those that can still be in time; the rest fails                |
-| EmbedderBusyError                 | nothing is sent for a while; those that can wait so long go back into the queue   |
-| any other Exception, wrong count  | fail                                                                              |
-| is cancelled by its last caller   | are nobody's; a server that may still compute counts as busy for its usual time   |
+| the embedder                     | the rows                                                                         |
+| -------------------------------- | -------------------------------------------------------------------------------- |
+| answers                          | have their vectors                                                               |
+| RowRejectedError, several rows   | halves are sent again until only the guilty rows fail                            |
+| EmbedderUnavailableError         | are sent once more if they can still be in time, else fail                       |
+| EmbedderBusyError                | go back into the queue if they can wait as long as asked, else fail; all pause   |
+| any other Exception, wrong count | fail                                                                             |
+| is cancelled by its last caller  | are nobody's; the server counts as busy for as long as it usually takes          |
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from stationmaster.batcher.callers import row_error, Single
-from trio.lowlevel import reschedule
+from stationmaster.batcher.callers import hand_out, row_error
 from stationmaster.errors import (
     EmbedderBusyError,
     EmbedderUnavailableError,
@@ -106,8 +105,12 @@ class Courier:
             vectors = await self._embedder.embed(call.texts)
         except Exception as error:  # noqa: BLE001 - whatever an embedder raises is answered to its callers
             failure = error
-        except BaseException as error:
-            raise self._lost(call, error) from None
+        except BaseExceptionGroup as group:
+            self._raise_cancelled(call, group)
+            raise
+        except BaseException:
+            self._observer.observe(CallAbandoned(rows=rows, seconds=self._clock() - started))
+            raise
         finally:
             call.scope = None
         seconds = self._clock() - started
@@ -122,24 +125,17 @@ class Courier:
         for start in range(0, len(call.parts), _WAKE_SLICE):
             if start:  # shielded: what is answered is not taken back
                 await trio.lowlevel.cancel_shielded_checkpoint()
-            for part in call.parts[start : start + _WAKE_SLICE]:
-                if type(part) is Single:
-                    task = part.task
-                    if task is not None:
-                        part.task = None
-                        part.result = vectors[at]
-                        reschedule(task, part)
-                    at += 1
-                    continue
-                self.answered += part.answer(vectors, at)
-                at += part.rows
+            answered, at = hand_out(call.parts[start : start + _WAKE_SLICE], vectors, at)
+            self.answered += answered
         call.answered = True
         self.calls.discard(call)
         return None  # noqa: ASYNC910 - an embedder is a checkpoint
 
     async def care(self, call: Call, failure: Exception | None) -> None:
         """See a call that is in trouble to its end; `failure` is None if everybody left it."""
-        await trio.lowlevel.checkpoint()  # a server that fails at once must not keep others from running
+        await (
+            trio.lowlevel.checkpoint()
+        )  # a server that fails at once must not keep others from running
         if failure is None:
             await self._wait_out(call)
             return
@@ -166,7 +162,9 @@ class Courier:
         else:
             await trio.lowlevel.checkpoint()
 
-    async def _bisect(self, call: Call, refusal: RowRejectedError) -> None:
+    async def _bisect(  # noqa: ASYNC910 - called only with rows to send
+        self, call: Call, refusal: RowRejectedError
+    ) -> None:
         """Send the halves of a refused call again until only guilty rows are left: log2(rows) + 1 rounds at most.
 
         After the first guilty row the largest part that is left comes next, down to a single row. If that one is
@@ -231,17 +229,19 @@ class Courier:
             self.failed += sum(part.fail(lambda: row_error(error)) for part in call.parts)
         self.calls.discard(call)
 
-    def _lost(self, call: Call, error: BaseException) -> BaseException:
-        """Tell of a call that was cancelled; return what is to be raised on."""
-        seconds = self._clock() - call.started
-        if isinstance(error, BaseExceptionGroup):
-            cancelled, errors = error.split(trio.Cancelled)
-            if cancelled is not None and isinstance(errors, ExceptionGroup):
-                # Nobody waits for these errors, and raised with Cancelled they would end the batcher.
+    def _raise_cancelled(self, call: Call, group: BaseExceptionGroup) -> None:
+        """Raise the Cancelled alone out of a group that holds Exceptions besides.
+
+        Nobody waits for those: the observer hears of them. Raised together they would end the batcher.
+        """
+        cancelled, errors = group.split(trio.Cancelled)
+        if cancelled is not None and (errors is None or isinstance(errors, ExceptionGroup)):
+            seconds = self._clock() - call.started
+            if errors is None:
+                self._observer.observe(CallAbandoned(rows=call.rows, seconds=seconds))
+            else:
                 self._observer.observe(CallFailed(rows=call.rows, seconds=seconds, error=errors))
-                return cancelled
-        self._observer.observe(CallAbandoned(rows=call.rows, seconds=seconds))
-        return error
+            raise cancelled from None
 
     def _pause(self, error: EmbedderBusyError) -> None:
         pause_s = error.retry_after_s

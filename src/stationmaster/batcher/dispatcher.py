@@ -7,8 +7,8 @@ travels in the same call.
 Rules:
 1. At most one sender is on its way (`_summoned`). It decides anew by the state it finds, and if there is still a reason
    to send after it took its rows, it summons the next one.
-2. One task, the timekeeper, owns every timer. Its alarm is only moved earlier; when it rings it is set anew. With nothing
-   to wait for it sleeps for ever: an idle batcher wakes nobody.
+2. One task, the timekeeper, owns every timer. Its alarm is only moved earlier; when it rings it is set anew. With
+   nothing to wait for it sleeps for ever: an idle batcher wakes nobody.
 3. `alert` is True exactly when an arrival can matter; else an arrival is an append to the queue and nothing more.
 4. State changes only between checkpoints, so nothing here needs a lock.
 """
@@ -102,15 +102,15 @@ class Dispatcher:
         with trio.move_on_after(grace_s):
             await self._at_rest.wait()
 
-    async def wait_until(self, deadline: float, caller: Caller) -> object:
-        """Park a caller until it is answered or its deadline, which no scope of its own keeps, strikes."""
+    def keep_deadline(self, deadline: float, caller: Caller) -> None:
+        """Strike for a caller that no scope of its own would cancel in time."""
         self._ring_by(self._expiries.add(caller, deadline))
-        try:
-            return await wait_task_rescheduled(caller)
-        finally:
-            self._expiries.discard(caller, deadline)
 
-    # -------------------------------------------------------------------------------------------------------- the tasks
+    def drop_deadline(self, deadline: float, caller: Caller) -> None:
+        """Keep it no more; fine if it struck."""
+        self._expiries.discard(caller, deadline)
+
+    # ------------------------------------------------------------------------------------------------------ the tasks
 
     async def keep_time(self) -> None:
         """Strike deadlines and summon senders, each at its instant."""
@@ -124,11 +124,11 @@ class Dispatcher:
 
     async def send_rows(self) -> None:
         """Be a sender: take rows when there is a reason to, and have them carried."""
-        while True:
+        while True:  # noqa: ASYNC913 - a round waits, or makes a call
             call: Call | None = None
             failure: Exception | None = None
             # One scope serves call after call until one is in trouble: entering one costs as much as three wake-ups.
-            with trio.CancelScope() as scope:
+            with trio.CancelScope() as scope:  # noqa: ASYNC912 - as above
                 while failure is None and not scope.cancel_called:
                     if call is not None:
                         call = None  # its texts and vectors
@@ -170,7 +170,7 @@ class Dispatcher:
         self._summoned = False
         self._set_alert()
 
-    # ------------------------------------------------------------------------------------------------------- the decision
+    # --------------------------------------------------------------------------------------------------- the decision
 
     def _decide(self, now: float) -> tuple[SendReason | None, float]:
         """Return why a free sender should take rows now, or None and when it should look again."""

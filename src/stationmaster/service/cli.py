@@ -202,7 +202,7 @@ def model_server(
     "--latency-ms", default=0.0, type=click.FloatRange(min=0), help="Delay of every answer."
 )
 @click.option(
-    "--status", type=click.IntRange(100, 599), help="Answer this to everything, store nothing."
+    "--status", type=click.IntRange(200, 599), help="Answer this to everything, store nothing."
 )
 @_WITH_PARENT
 def receiver(  # noqa: PLR0917 - click calls it by name

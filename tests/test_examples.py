@@ -1,0 +1,65 @@
+"""Every example runs alone, and the README says nothing that is not so."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stationmaster.service.cli import command_line
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+README = (ROOT / "README.md").read_text()
+
+
+def run_example(name: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / name)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_example_runs_alone(name: str) -> None:
+    assert run_example(name).strip()
+
+
+def test_a_stuck_station_is_named_and_its_batches_leave_on_time() -> None:
+    lines = run_example("embed_in_app.py").splitlines()
+
+    assert len(lines) == 4
+    assert all("closed by deadline after 0.5 s, late: ['S003']" in line for line in lines[:3])
+
+
+def test_the_readme_program_names_things_that_exist() -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    tree = ast.parse(program)
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            names = ", ".join(alias.name for alias in node.names)
+            exec(f"from {node.module} import {names}", {})
+
+
+def test_the_readme_names_commands_and_files_that_exist() -> None:
+    commands = set(re.findall(r"stationmaster (demo|run|check-config|replay|[a-z-]+-[a-z]+) ", README))
+
+    assert {"check-config", "run"} <= commands <= set(command_line.commands)
+    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_ci_script_runs_the_test_command_of_the_readme() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+
+    assert "<!-- test command -->\n```console\n$ python3 -m venv" in README
+    assert "<!-- test command -->" in script
