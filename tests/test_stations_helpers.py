@@ -97,6 +97,28 @@ async def test_a_helper_that_fails_takes_the_job_at_hand_and_the_station_goes_on
     assert isinstance(trouble.error.exceptions[0], ValueError)
 
 
+async def test_a_helper_that_fails_during_a_shielded_job_does_not_harm_the_next_one(
+    autojump_clock: MockClock,
+) -> None:
+    async def fail() -> None:
+        await trio.sleep(1)
+        raise ValueError("the helper lost its connection")
+
+    async def handle(station: StationInput) -> Mapping[str, Any]:
+        if station.batch_id == "air_0_0_0":
+            station.nursery.start_soon(fail)
+            with trio.CancelScope(shield=True):
+                await trio.sleep(2)
+            return {}
+        await trio.sleep(1)
+        return {}
+
+    async with stations_of(handle) as stations:
+        first, following = submit(stations, "A"), submit(stations, "A", offset=1)
+        assert (await closed(first))["A"].outcome is Outcome.SUCCEEDED
+        assert (await closed(following))["A"].outcome is Outcome.SUCCEEDED
+
+
 async def test_a_helper_that_fails_while_its_station_is_idle_harms_no_job(
     autojump_clock: MockClock,
 ) -> None:

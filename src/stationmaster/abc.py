@@ -51,6 +51,8 @@ class Accepted:
     """The target took the batch (2xx, or a code that the configuration counts as such)."""
 
     status: int = 200
+    sent_bytes: int = attrs.field(default=0, eq=False)
+    """Size of what was sent; 0 where a sink has no such thing."""
 
 
 @attrs.frozen(kw_only=True)

@@ -108,6 +108,8 @@ class Batch:
     last_message: Mapping[str, Message]
     """Station id -> the last message that named it."""
     bad_entries: tuple[BadEntry, ...] = ()
+    mislabelled: int = 0
+    """Messages whose `topic` field names another topic."""
     size_bytes: int = 0
 
 

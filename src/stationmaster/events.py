@@ -102,6 +102,7 @@ class UploadDone:
     report: BatchReport
     attempts: int
     seconds: float
+    sent_bytes: int = 0
 
 
 @attrs.frozen(kw_only=True)

@@ -243,6 +243,7 @@ class Pipeline:
             entries=draft.entries,
             last_message=draft.last_message,
             bad_entries=draft.bad_entries,
+            mislabelled=draft.mislabelled,
             size_bytes=draft.size_bytes,
         )
         if not batch.entries and not self._settings.upload_empty:

@@ -42,6 +42,7 @@ class Draft:
     entries: Mapping[str, tuple[Mapping[str, Any], ...]]
     last_message: Mapping[str, Message]
     bad_entries: tuple[BadEntry, ...]
+    mislabelled: int
     size_bytes: int
 
 
@@ -79,6 +80,7 @@ def draft_batch(messages: Sequence[Message], *, by: Boundary, group_id: str) -> 
         entries={station_id: tuple(known) for station_id, known in readings.items()},
         last_message=last_message,
         bad_entries=tuple(bad_entries),
+        mislabelled=sum(message.topic_differs for message in messages),
         size_bytes=size_bytes,
     )
 

@@ -125,7 +125,7 @@ class HttpSink:
             answer = await self._client.request("POST", content=content, headers=headers)
         except HttpError as error:
             return TryAgain(reason=str(error))  # noqa: ASYNC910 -- the request was a checkpoint
-        return self._meaning(answer)
+        return self._meaning(answer, sent_bytes=len(content))
 
     async def _compress(self, content: bytes) -> bytes:
         compress = partial(gzip.compress, content, _GZIP_LEVEL, mtime=0)
@@ -136,10 +136,10 @@ class HttpSink:
             compress, abandon_on_cancel=True, limiter=self._threads
         )
 
-    def _meaning(self, answer: HttpAnswer) -> UploadAnswer:
+    def _meaning(self, answer: HttpAnswer, *, sent_bytes: int) -> UploadAnswer:
         status = answer.status
         if 200 <= status < 300 or status in self._accepted:
-            return Accepted(status=status)
+            return Accepted(status=status, sent_bytes=sent_bytes)
         if status in {400, 413, 422}:
             said = hide(answer.body.decode("utf-8", "backslashreplace"), self._token)
             return Rejected(status=status, answer=said[:_REJECTED_ANSWER_CHARS])

@@ -168,8 +168,7 @@ class Stations:
                 try:
                     async with trio.open_nursery() as helpers:
                         try:
-                            await self._serve(station, receive, helpers)
-                            ended = True
+                            ended = await self._serve(station, receive, helpers)
                         except Exception as error:  # noqa: BLE001 - raised again below: it is no helper's
                             own = error
                         helpers.cancel_scope.cancel()
@@ -187,7 +186,8 @@ class Stations:
         station: Station,
         receive: trio.MemoryReceiveChannel[Collecting],
         helpers: trio.Nursery,
-    ) -> None:
+    ) -> bool:
+        """Work on job after job; return whether the channel is at its end (else a helper task failed)."""
         clock = trio.current_time
         while True:
             with trio.CancelScope() as scope:
@@ -201,15 +201,17 @@ class Stations:
                         try:
                             collecting = await receive.receive()
                         except trio.EndOfChannel:
-                            return
+                            return True
                     except trio.EndOfChannel:
-                        return
+                        return True
                     station.queued -= 1
                     started = clock()
                     if collecting.closed or started >= collecting.deadline:
                         continue
                     scope.deadline = collecting.deadline
                     await self._work(station, collecting, helpers)
+                    if helpers.cancel_scope.cancel_called:
+                        return False  # the next job is none of this failure's business
                     if scope.cancel_called:
                         break
                     self._measure(station, clock() - started)

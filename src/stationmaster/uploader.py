@@ -62,7 +62,12 @@ class Uploader:
             now = trio.current_time()
             if isinstance(answer, Accepted):
                 self._observer.observe(
-                    UploadDone(report=report, attempts=attempts, seconds=now - started)
+                    UploadDone(
+                        report=report,
+                        attempts=attempts,
+                        seconds=now - started,
+                        sent_bytes=answer.sent_bytes,
+                    )
                 )
                 return
             if isinstance(answer, Rejected):

@@ -213,7 +213,7 @@ TOLD: list[tuple[events.Event, dict[str, object]]] = [
         },
     ),
     (
-        events.UploadDone(report=MIXED, attempts=2, seconds=0.1234),
+        events.UploadDone(report=MIXED, attempts=2, seconds=0.1234, sent_bytes=512),
         {
             "level": "info",
             "event": "upload done",
@@ -224,6 +224,7 @@ TOLD: list[tuple[events.Event, dict[str, object]]] = [
             "missing": 1,
             "rejected": 1,
             "attempts": 2,
+            "bytes": 512,
             "seconds": 0.123,
         },
     ),

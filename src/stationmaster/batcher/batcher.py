@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from contextlib import asynccontextmanager
 from math import inf
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, overload
 
 import attrs
 import trio
@@ -34,6 +34,22 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from stationmaster.abc import Embedder, Observer, Vector
+    from stationmaster.batcher.callers import Entry
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Unwraps(Protocol[T_co]):
+    """What a parked caller is woken with."""
+
+    def __call__(self, raise_cancel: trio.lowlevel.RaiseCancelT, /) -> trio.lowlevel.Abort:
+        """Be the abort callback."""
+        ...
+
+    def unwrap(self) -> T_co:
+        """Return or raise in the caller's task."""
+        ...
 
 
 @attrs.frozen(kw_only=True)
@@ -71,9 +87,7 @@ class Batcher:
         self._detailed = observer.detailed
         self._dispatcher = Dispatcher(embedder, policy=policy, observer=observer)
         self._queue = self._dispatcher.queue
-        self._clock = (
-            trio.lowlevel.current_clock().current_time
-        )  # half of what trio.current_time costs
+        self._clock = trio.lowlevel.current_clock().current_time  # a third of trio.current_time
         self._open = True
         self._ended = False
         self._cause: BaseException | None = None
@@ -104,39 +118,24 @@ class Batcher:
         """
         now = self._clock()
         queue = self._queue
-        dispatcher = self._dispatcher
         policy = self._policy
         size_bytes = len(text) if text.isascii() else len(text.encode())
-        due = now + policy.patience_s
-        ambient = inf
-        if queue.rows >= dispatcher.prompt_rows or deadline != inf or priority:
-            ambient = trio.current_effective_deadline()
-            due = self._check_times(
-                1, now=now, deadline=deadline, ambient=ambient, priority=priority
-            )
         if (
-            queue.rows >= policy.max_queue_rows
-            or queue.size_bytes + size_bytes > policy.max_queue_bytes
-            or not 0 < size_bytes <= policy.max_batch_bytes
-            or not self._open
+            queue.rows < self._dispatcher.quick_rows
+            and 0 < size_bytes <= policy.max_batch_bytes
+            and queue.size_bytes + size_bytes <= policy.max_queue_bytes
+            and deadline == inf
+            and not priority
+            and not self._detailed
         ):
-            self._check_room((text,), size_bytes)
-        if self._detailed:
-            self._observer.observe(RequestSubmitted(rows=1, queue_rows=queue.rows + 1))
-        caller = Single(text, size_bytes, current_task(), queue, now, due, due - priority)
-        queue.put(caller)
-        if dispatcher.alert:
-            dispatcher.arrived(1, now)
-        vector: Vector
-        if deadline >= ambient:
-            vector = await wait_task_rescheduled(caller)
+            due = now + policy.patience_s
+            caller = Single(text, size_bytes, current_task(), queue, now, due, due)
+            queue.put(caller)
+            vector: Vector = await wait_task_rescheduled(caller)
             return vector
-        dispatcher.keep_deadline(deadline, caller)
-        try:
-            vector = await wait_task_rescheduled(caller)
-        finally:
-            dispatcher.drop_deadline(deadline, caller)
-        return vector
+        due, deadline = self._admit((text,), size_bytes, deadline, priority, now=now)
+        caller = Single(text, size_bytes, current_task(), queue, now, due, due - priority)
+        return await self._wait(caller, caller, deadline)
 
     @overload
     async def embed_many(
@@ -189,16 +188,8 @@ class Batcher:
             await trio.lowlevel.checkpoint()
             return []
         now = self._clock()
-        ambient = trio.current_effective_deadline()
-        due = self._check_times(
-            len(texts), now=now, deadline=deadline, ambient=ambient, priority=priority
-        )
         size_bytes = size_of("".join(texts))
-        self._check_room(texts, size_bytes)
-        if self._detailed:
-            self._observer.observe(
-                RequestSubmitted(rows=len(texts), queue_rows=self._queue.rows + len(texts))
-            )
+        due, deadline = self._admit(texts, size_bytes, deadline, priority, now=now)
         caller = Bulk(
             texts,
             task=current_task(),
@@ -208,19 +199,29 @@ class Batcher:
             rank=due - priority,
             return_errors=return_errors,
         )
-        self._queue.put(Segment(caller, low=0, high=len(texts), size_bytes=size_bytes))
-        if self._dispatcher.alert:
-            self._dispatcher.arrived(len(texts), now)
-        results: list[Vector | Exception]
-        if deadline >= ambient:
-            results = await wait_task_rescheduled(caller)
-            return results
-        self._dispatcher.keep_deadline(deadline, caller)
+        segment = Segment(caller, low=0, high=len(texts), size_bytes=size_bytes)
+        return await self._wait(caller, segment, deadline)
+
+    async def _wait(self, caller: Unwraps[T], entry: Entry, deadline: float) -> T:
+        """Queue a caller's entry and park until it is answered, or until a deadline that is to be kept here."""
+        queue = self._queue
+        dispatcher = self._dispatcher
+        if self._detailed:
+            self._observer.observe(
+                RequestSubmitted(rows=entry.rows, queue_rows=queue.rows + entry.rows)
+            )
+        queue.put(entry)
+        dispatcher.arrived(entry.rows, entry.arrived)
+        result: T
+        if deadline == inf:
+            result = await wait_task_rescheduled(caller)
+            return result
+        dispatcher.keep_deadline(deadline, entry.caller)
         try:
-            results = await wait_task_rescheduled(caller)
+            result = await wait_task_rescheduled(caller)
         finally:
-            self._dispatcher.drop_deadline(deadline, caller)
-        return results
+            dispatcher.drop_deadline(deadline, entry.caller)
+        return result
 
     def expect(self, rows: int) -> None:
         """Announce rows that are about to come: they leave together, without a wait once all are here.
@@ -259,71 +260,77 @@ class Batcher:
 
     # ----------------------------------------------------------------------------------------------------- admission
 
-    def _check_times(
-        self, rows: int, *, now: float, deadline: float, ambient: float, priority: float
-    ) -> float:
-        """Return when a request is due.
+    def _admit(
+        self,
+        texts: Sequence[str],
+        size_bytes: int,
+        deadline: float,
+        priority: float,
+        *,
+        now: float,
+    ) -> tuple[float, float]:
+        """Check a request against everything that stands against it.
 
-        Raises:
-            DeadlineExceededError: it was due already.
-            DeadlineUnreachableError: not even the best estimate ends before.
+        Returns:
+            When it is due, and the deadline that is to be kept for it (infinity if its own scopes are as early).
         """
         policy = self._policy
-        if math.isnan(deadline):
-            raise ValueError("a deadline must not be NaN")
-        if not abs(priority) <= policy.patience_s:
-            raise ValueError(
-                f"a priority must be within {policy.patience_s:g} s (patience_s), not {priority:g}"
-            )
-        if ambient <= now:
-            return (
-                now  # the caller is cancelled at its next checkpoint: that is better than an error
-            )
-        remaining_s = min(deadline, ambient) - now
-        if remaining_s <= 0:
-            self._refused += rows
-            raise DeadlineExceededError("the deadline had passed when the request was made")
-        needed_s = self._dispatcher.cost.optimistic(min(rows, policy.max_batch_rows))
-        # An idle batcher tries in any case: else a server that was slow once would never be measured again.
-        if remaining_s < needed_s and self._dispatcher.carrying:
-            self._refused += rows
-            raise DeadlineUnreachableError(
-                f"a call takes {needed_s:.3g} s at best, the deadline is in {remaining_s:.3g} s"
-            )
-        return min(deadline, ambient, now + policy.patience_s)
-
-    def _check_room(self, texts: Sequence[str], size_bytes: int) -> None:
-        """Raise what stands against queueing these texts, if anything does."""
         if "" in texts:
             raise ValueError("an empty text cannot be embedded")
-        policy = self._policy
-        queue = self._queue
-        rows = len(texts)
+        if math.isnan(deadline):
+            raise ValueError("a deadline must not be NaN")
+        if not 0 <= priority <= policy.patience_s:
+            raise ValueError(
+                f"priority must be between 0 and {policy.patience_s:g} s (patience_s), not {priority}"
+            )
+        ambient = trio.current_effective_deadline()
+        due = min(deadline, ambient)
         try:
             if not self._open:
                 raise self._closed_error()
-            if rows > policy.max_queue_rows or size_bytes > policy.max_queue_bytes:
-                raise RequestTooLargeError(
-                    f"{rows} rows of {size_bytes} bytes together can never fit into a queue of "
-                    f"{policy.max_queue_rows} rows and {policy.max_queue_bytes} bytes; send fewer at a time"
-                )
-            if size_bytes > policy.max_batch_bytes:
-                longest = max(map(size_of, texts))
-                if longest > policy.max_batch_bytes:
-                    raise RequestTooLargeError(
-                        f"a text of {longest} bytes can never fit into a call of "
-                        f"{policy.max_batch_bytes} bytes; shorten it"
-                    )
             if (
-                queue.rows + rows > policy.max_queue_rows
-                or queue.size_bytes + size_bytes > policy.max_queue_bytes
-            ):
-                raise QueueFullError(
-                    capacity=policy.max_queue_rows, retry_after_s=self._room_in_s(rows)
-                )
+                ambient > now
+            ):  # else the caller is cancelled as it waits: that is better than an error
+                self._check_time(len(texts), due - now)
+            self._check_room(texts, size_bytes)
         except BatcherError:
-            self._refused += rows
+            self._refused += len(texts)
             raise
+        return min(due, now + policy.patience_s), inf if ambient <= deadline else deadline
+
+    def _check_time(self, rows: int, remaining_s: float) -> None:
+        if remaining_s <= 0:
+            raise DeadlineExceededError("the deadline had passed when the request was made")
+        needed_s = self._dispatcher.cost.optimistic(min(rows, self._policy.max_batch_rows))
+        # An idle batcher tries in any case: else a server that was slow once would never be measured again.
+        if remaining_s < needed_s and self._dispatcher.carrying:
+            raise DeadlineUnreachableError(
+                f"a call takes {needed_s:.3g} s at best, the deadline is in {remaining_s:.3g} s"
+            )
+
+    def _check_room(self, texts: Sequence[str], size_bytes: int) -> None:
+        policy = self._policy
+        queue = self._queue
+        rows = len(texts)
+        if rows > policy.max_queue_rows or size_bytes > policy.max_queue_bytes:
+            raise RequestTooLargeError(
+                f"{rows} rows of {size_bytes} bytes together can never fit into a queue of "
+                f"{policy.max_queue_rows} rows and {policy.max_queue_bytes} bytes; send fewer at a time"
+            )
+        if size_bytes > policy.max_batch_bytes:
+            longest = max(map(size_of, texts))
+            if longest > policy.max_batch_bytes:
+                raise RequestTooLargeError(
+                    f"a text of {longest} bytes can never fit into a call of "
+                    f"{policy.max_batch_bytes} bytes; shorten it"
+                )
+        if (
+            queue.rows + rows > policy.max_queue_rows
+            or queue.size_bytes + size_bytes > policy.max_queue_bytes
+        ):
+            raise QueueFullError(
+                capacity=policy.max_queue_rows, retry_after_s=self._room_in_s(rows)
+            )
 
     def _room_in_s(self, rows: int) -> float:
         """Estimate when the queue will have room for that many rows."""
@@ -383,7 +390,10 @@ async def open_batcher(
     batcher = Batcher(embedder, policy=policy, observer=observer or NullObserver())
     dispatcher = batcher._dispatcher  # noqa: SLF001 - its own module, here and below
 
-    async def guarded(part: Callable[[], Awaitable[None]]) -> None:
+    async def guarded(
+        part: Callable[[], Awaitable[None]], *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        task_status.started()  # before its parent runs again the part stands where it waits for work
         try:
             await part()
         except BaseException as error:
@@ -393,8 +403,8 @@ async def open_batcher(
     with plain_errors():
         async with trio.open_nursery() as nursery:
             for number in range(policy.max_in_flight):
-                nursery.start_soon(guarded, dispatcher.send_rows, name=f"batcher sender {number}")
-            nursery.start_soon(guarded, dispatcher.keep_time, name="batcher timekeeper")
+                await nursery.start(guarded, dispatcher.send_rows, name=f"batcher sender {number}")
+            await nursery.start(guarded, dispatcher.keep_time, name="batcher timekeeper")
             try:
                 yield batcher
                 await batcher._drain()  # noqa: SLF001

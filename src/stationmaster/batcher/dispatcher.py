@@ -9,7 +9,8 @@ Rules:
    to send after it took its rows, it summons the next one.
 2. One task, the timekeeper, owns every timer. Its alarm is only moved earlier; when it rings it is set anew. With
    nothing to wait for it sleeps for ever: an idle batcher wakes nobody.
-3. `alert` is True exactly when an arrival can matter; else an arrival is an append to the queue and nothing more.
+3. While fewer than `quick_rows` wait, an arrival is an append to the queue and nothing more: nobody is to be told, and
+   it is answered within the grain to which deadlines are kept, so that its own makes no difference.
 4. State changes only between checkpoints, so nothing here needs a lock.
 """
 
@@ -63,10 +64,9 @@ class Dispatcher:
         self._expected_until = -inf
         self._draining = False
         self._at_rest = trio.Event()
-        self.alert = False
-        """Whether an arrival must be told to `arrived`."""
-        self.prompt_rows = 0
-        """With fewer rows in the queue, one more is answered sooner than deadlines are kept (see `_measure`)."""
+        self.quick_rows = 0
+        """With fewer rows in the queue one more needs no care (see rule 3)."""
+        self._prompt_rows = 0
         self.expired = 0
         """Rows, so far, whose deadlines were kept here and passed."""
 
@@ -74,19 +74,21 @@ class Dispatcher:
 
     def arrived(self, rows: int, now: float) -> None:
         """Take note that rows were queued."""
-        if self._expected:
-            self._expected = max(self._expected - rows, 0) if now <= self._expected_until else 0
+        if now > self._expected_until:
+            self._expected = 0
+        elif self._expected:
+            self._expected = max(self._expected - rows, 0)
             if not self._expected:
                 self._released = (now, "expected")
         self._ring_by(self._consider(now))
-        self._set_alert()
+        self._set_quick()
 
     def expect(self, rows: int) -> None:
         """Hold rows back until that many arrived, or `max_wait_s` passed."""
         now = self._clock()
         self._expected = rows + (self._expected if now <= self._expected_until else 0)
         self._expected_until = now + self._policy.max_wait_s
-        self._set_alert()
+        self._set_quick()
 
     def flush(self) -> None:
         """Let the rows that are queued now leave."""
@@ -97,6 +99,7 @@ class Dispatcher:
     async def drain(self, grace_s: float) -> None:
         """Let everything leave, and wait within the grace until every row has its end."""
         self._draining = True
+        self._set_quick()
         self._look_for_rest()
         self._ring_by(self._consider(self._clock()))
         with trio.move_on_after(grace_s):
@@ -165,10 +168,10 @@ class Dispatcher:
             return Abort.SUCCEEDED
 
         self._idle.append(task)
-        self._set_alert()
+        self._set_quick()
         await wait_task_rescheduled(abort)
         self._summoned = False
-        self._set_alert()
+        self._set_quick()
 
     # --------------------------------------------------------------------------------------------------- the decision
 
@@ -198,6 +201,7 @@ class Dispatcher:
         if reason is None:
             return instant
         self._summoned = True
+        self._set_quick()
         reschedule(self._idle.pop())
         return inf
 
@@ -210,18 +214,22 @@ class Dispatcher:
         if self._draining and not self.carrying and not self.queue.rows:
             self._at_rest.set()
 
-    def _set_alert(self) -> None:
-        self.alert = bool(self._expected or (self._idle and not self._summoned))
+    def _set_quick(self) -> None:
+        alert = self._expected or self._draining or (self._idle and not self._summoned)
+        self.quick_rows = 0 if alert else self._prompt_rows
 
     def _measure(self) -> None:
-        """Count how many rows are answered within the grain of kept deadlines, after the calls now in flight."""
+        """Find how many rows may wait for one more to be answered within the grain of kept deadlines."""
         policy = self._policy
         call_s = self.cost.cautious(policy.max_batch_rows)
-        if not self.cost.measured or not policy.send_when_idle or call_s * 2 > GRAIN_S:
-            self.prompt_rows = 0
-        else:
-            rounds = int(GRAIN_S / max(call_s, _SHORTEST_CALL_S)) - 1
-            self.prompt_rows = rounds * policy.max_batch_rows * policy.max_in_flight
+        self._prompt_rows = 0
+        if policy.send_when_idle and self.cost.measured and call_s * 2 <= GRAIN_S:
+            rounds = (
+                int(GRAIN_S / max(call_s, _SHORTEST_CALL_S)) - 1
+            )  # the first is already in flight
+            rows = rounds * policy.max_batch_rows * policy.max_in_flight
+            self._prompt_rows = min(rows, policy.max_queue_rows)
+        self._set_quick()
 
 
 def _expired() -> DeadlineExceededError:

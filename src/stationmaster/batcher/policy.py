@@ -3,15 +3,15 @@
 All times are on trio's clock, in seconds. The age of a queue is the waiting time of its oldest live row.
 
     no free sender -> nothing is sent; rows keep arriving into the batch that leaves next
-    free sender    -> send if any of
+    free sender    -> send if any of (the first that holds names the call)
        FULL       rows >= max_batch_rows or bytes >= max_batch_bytes
+       DRAIN      the batcher is closing
+       FLUSH      somebody asked, and rows of that moment still wait
+       EXPECTED   the announced rows are all here (while they are awaited, IDLE and MIN hold back)
        IDLE       the policy sends when idle and nothing is in flight
        MIN        rows >= min_batch_rows and age >= max_wait_s
        HARD       age >= hard_timeout_s
        LATEST     now >= when the most urgent row is due - cautious estimate of the call - margin_s
-       DRAIN      the batcher is closing
-       FLUSH      somebody asked, and rows of that moment still wait
-       EXPECTED   the announced rows are all here (while they are awaited, IDLE and MIN hold back)
     else sleep until the one instant at which a rule will fire, or an arrival
 
 The instant that is slept for and the comparison made at that instant are the same expression: `now - then >= wait`
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from stationmaster.batcher.cost import CostModel
 
 SendReason: TypeAlias = Literal[
-    "full", "idle", "min", "hard", "latest", "drain", "flush", "expected"
+    "full", "drain", "flush", "expected", "idle", "min", "hard", "latest"
 ]
 """Why a batch left."""
 
@@ -181,6 +181,10 @@ def decide(
     """
     if queue.rows >= policy.max_batch_rows or queue.size_bytes >= policy.max_batch_bytes:
         return "full", now
+    if draining:
+        return "drain", now
+    if queue.oldest <= released[0]:
+        return released[1], now
     instants: list[tuple[float, SendReason]] = []
     if idle and policy.send_when_idle:
         instants.append((held_until, "idle"))
@@ -189,10 +193,6 @@ def decide(
     instants.append((queue.oldest + policy.hard_timeout_s, "hard"))
     latest = queue.earliest_due - cost.cautious(queue.rows) - policy.margin_s
     instants.append((latest, "latest"))
-    if draining:
-        instants.append((now, "drain"))
-    if queue.oldest <= released[0]:
-        instants.append((now, released[1]))
     for instant, reason in instants:
         if instant <= now:
             return reason, now

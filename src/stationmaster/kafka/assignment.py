@@ -139,7 +139,8 @@ class Commit:
         if error is not None:
             for holding in self._sent.values():
                 holding.sent = holding.committed
-            return Answer((), (error.str(),))
+            said = error.str()
+            return Answer((), tuple(f"{topic} [{number}]: {said}" for topic, number in self._sent))
         taken: list[OffsetRange] = []
         refused: list[str] = []
         for each in answer:

@@ -283,9 +283,9 @@ class Pump:
         try:
             offsets = consumer.commit(offsets=commit.offsets, asynchronous=False)
         except KafkaException as error:
-            self._troubles.begin(Kind.COMMIT, error.args[0].str())
-            return False
-        answer = commit.settle(offsets)
+            answer = commit.settle([], error.args[0])
+        else:
+            answer = commit.settle(offsets)
         self._report_commit(answer)
         return not answer.refused
 

@@ -153,5 +153,6 @@ async def open_kafka_source(
                 f"the client did not close within {settings.close_timeout_s:g} s; its thread is left behind, "
                 "and what was not committed comes again"
             )
+            handover.observer = NullObserver()  # what the thread may still say is nobody's any more
             observer.observe(SourceTrouble(kind="close", detail=detail))
     handover.raise_what_nobody_saw()

@@ -133,14 +133,14 @@ def _table(progress: Progress) -> Group:
     for name in ("batch", "closed by", "against its deadline", "answered", "late or failed"):
         table.add_column(name, no_wrap=True)
     for said in reversed(progress.recent):
-        seconds = float(said.get("duration_s", 0.0))
+        seconds = float(said.get("seconds", 0.0))
         rule = str(said.get("event", "")).removeprefix("batch ")
         late = said.get("late") or ()
         table.add_row(
             Text(str(said.get("batch_id", ""))),
             Text(rule, style="yellow" if rule == "deadline" else "green"),
             ProgressBar(total=progress.deadline_s, completed=seconds, width=30),
-            Text(f"{said.get('done', '')}/{said.get('expected', '')}"),
+            Text(str(said.get("done", ""))),
             Text(", ".join(map(str, late))),
         )
     return Group(table, *(Text(note, style="yellow") for note in progress.notes))

@@ -66,6 +66,10 @@ def line_of(event: Event) -> Line:
         case BatchOpened(batch=batch):
             expected = len(batch.entries)
             fields = {"topic": batch.topic, "expected": expected, "in_flight": event.in_flight}
+            if batch.bad_entries:
+                fields["bad_entries"] = len(batch.bad_entries)
+            if batch.mislabelled:
+                fields["mislabelled"] = batch.mislabelled
             return Line("info", "batch created", {"batch_id": batch.batch_id, **fields})
         case EmptyBatch(batch=batch):
             return Line("info", "batch empty", {"batch_id": batch.batch_id, "topic": batch.topic})
@@ -131,8 +135,12 @@ def _upload_line(event: UploadDone | UploadRejected | UploadRetried | UploadFail
     match event:
         case UploadDone(report=report):
             counts = {outcome.name.lower(): report.counts[outcome] for outcome in Outcome}
-            seconds = {"attempts": event.attempts, "seconds": round(event.seconds, 3)}
-            fields = {"batch_id": report.batch.batch_id, **counts, **seconds}
+            cost = {
+                "attempts": event.attempts,
+                "bytes": event.sent_bytes,
+                "seconds": round(event.seconds, 3),
+            }
+            fields = {"batch_id": report.batch.batch_id, **counts, **cost}
             return Line("info", "upload done", fields)
         case UploadRejected(report=report):
             answer = {"status": event.status, "answer": _brief(event.answer)}

@@ -43,6 +43,8 @@ class ScriptedEmbedder:
     """A call with a text of which this is true fails with RowRejectedError, like a server that answers 400."""
     calls: list[tuple[str, ...]] = attrs.field(factory=list, init=False)
     """The texts of every call, in the order in which calls began (it grows without bound)."""
+    began: list[float] = attrs.field(factory=list, init=False)
+    """When, on trio's clock."""
     in_flight: int = attrs.field(default=0, init=False)
     most_in_flight: int = attrs.field(default=0, init=False)
     cancelled: int = attrs.field(default=0, init=False)
@@ -64,6 +66,7 @@ class ScriptedEmbedder:
                 f"an embedder takes at least one text and no empty ones, not {texts!r}"
             )
         self.calls.append(tuple(texts))
+        self.began.append(trio.current_time())
         step = next(self._steps, None)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)

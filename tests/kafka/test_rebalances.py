@@ -1,0 +1,269 @@
+"""Partitions that come and go, against librdkafka's mock cluster: real sockets, threads, clock."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import AsyncExitStack
+
+import pytest
+import trio
+from confluent_kafka import TopicPartition
+
+from stationmaster.events import (
+    OffsetsCommitted,
+    PartitionsAssigned,
+    PartitionsLost,
+    PartitionsRevoked,
+    SourcePaused,
+    SourceRecovered,
+    SourceTrouble,
+)
+from stationmaster.kafka import open_kafka_source, pump
+from tests.kafka.clients import (
+    PATIENCE_S,
+    Group,
+    Listener,
+    account,
+    count_committed,
+    everything,
+    in_the_thread,
+    places,
+    read,
+)
+
+
+async def test_a_revoke_waits_for_what_was_handed_out_and_commits_it(
+    group: Group, revoke_begins: trio.Event
+) -> None:
+    group.fill(10, range(4))
+    listener = Listener()
+    async with open_kafka_source(group.settings(), observer=listener) as source:
+        records = await read(source, 40)
+        async with open_kafka_source(group.settings()) as joined:
+            with trio.fail_after(PATIENCE_S):
+                await revoke_begins.wait()
+            account(source, records[:-1])
+            assert not listener.of(PartitionsRevoked)
+            account(source, records[-1:])
+            revoked = await listener.hears(PartitionsRevoked)
+            assert revoked.drained
+            gone = {partition for _, partition in revoked.partitions}
+            assert len(gone) == 2
+            assert {group.committed()[partition] for partition in gone} == {10}
+            group.fill(1, range(4))
+            theirs = await read(joined, 2)
+            ours = await read(source, 2)
+    assert sorted(places(theirs)) == [(partition, 10) for partition in sorted(gone)]
+    assert {record.generation for record in ours} == {1}  # retained: the generation stays
+
+
+@pytest.mark.slow
+async def test_a_revoke_ends_at_its_limit_and_late_work_is_not_committed(group: Group) -> None:
+    group.fill(10, range(4))
+    listener = Listener()
+    settings = group.settings(drain_timeout_s=0.2)
+    async with open_kafka_source(settings, observer=listener) as source:
+        records = await read(source, 40)
+        async with open_kafka_source(settings) as joined:
+            revoked = await listener.hears(PartitionsRevoked)
+            assert not revoked.drained
+            gone = {partition for _, partition in revoked.partitions}
+            account(source, records)  # too late for those two
+            theirs = await read(joined, 20)
+            assert sorted(places(theirs)) == everything(10, sorted(gone))
+    kept = {0, 1, 2, 3} - gone
+    assert group.committed() == dict.fromkeys(sorted(kept), 10)
+
+
+@pytest.mark.slow
+async def test_what_waits_unpolled_of_a_revoked_partition_is_dropped_and_read_by_its_next_owner(
+    group: Group,
+) -> None:
+    group.fill(10, range(4))
+    listener = Listener()
+    settings = group.settings(max_poll_messages=10)
+    async with open_kafka_source(settings, observer=listener) as source:
+        await listener.hears(SourcePaused)
+        async with open_kafka_source(group.settings()) as joined:
+            revoked = await listener.hears(PartitionsRevoked)
+            assert revoked.drained  # nothing was handed out
+            theirs = await read(joined, 20)
+            ours = await read(source, 20)
+    assert sorted(places([*theirs, *ours])) == everything(10, range(4))
+
+
+@pytest.mark.slow
+async def test_a_partition_that_comes_back_has_a_new_generation_and_begins_at_its_commit(
+    group: Group,
+) -> None:
+    group.fill(4, range(4))
+    listener = Listener()
+    settings = group.settings(drain_timeout_s=0.1)
+    async with open_kafka_source(settings, observer=listener) as source:
+        records = await read(source, 16)
+        account(source, [record for record in records if record.offset < 2])
+        async with open_kafka_source(settings):
+            revoked = await listener.hears(PartitionsRevoked)
+            gone = {partition for _, partition in revoked.partitions}
+        again = await read(source, 4)
+    assert sorted(places(again)) == [(p, offset) for p in sorted(gone) for offset in (2, 3)]
+    assert {record.generation for record in again} == {2}
+
+
+async def test_closing_while_a_revoke_waits_ends_the_wait(
+    group: Group, revoke_begins: trio.Event
+) -> None:
+    group.fill(10, range(4))
+    listener = Listener()
+    async with AsyncExitStack() as stack:
+        leaving = open_kafka_source(group.settings(drain_timeout_s=1000), observer=listener)
+        async with leaving as source:
+            await read(source, 40)
+            joined = await stack.enter_async_context(open_kafka_source(group.settings()))
+            with trio.fail_after(PATIENCE_S):
+                await revoke_begins.wait()
+        assert not listener.of(SourceTrouble)
+        assert not any(event.drained for event in listener.of(PartitionsRevoked))
+        assert sorted(places(await read(joined, 40))) == everything(10, range(4))
+
+
+async def test_partitions_that_are_lost_are_never_committed(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group.fill(4)
+    listener = Listener()
+    settings = group.settings(options={"max.poll.interval.ms": 1000}, commit_interval_s=1000)
+    async with open_kafka_source(settings, observer=listener) as source:
+        records = await read(source, 4)
+        account(source, records)
+        lost = threading.Event()
+        monkeypatch.setattr(pump.Pump, "_keep_house", lambda pump, now: lost.wait(1.5))
+        await listener.hears(PartitionsLost)
+        lost.set()
+        monkeypatch.undo()
+        assert source.statistics().max_poll_exceeded == 1
+        again = await read(source, 4)
+        assert {record.generation for record in again} == {2}
+        await listener.hears(SourceRecovered)
+    assert group.committed() == {}
+    assert "max-poll-exceeded" in {event.kind for event in listener.of(SourceTrouble)}
+
+
+async def test_a_log_that_was_made_anew_begins_a_new_generation(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group.fill(4)
+    listener = Listener()
+    async with open_kafka_source(group.settings(), observer=listener) as source:
+        old = await read(source, 4)
+        again = TopicPartition(group.topic, 0, 1)
+        in_the_thread(monkeypatch, lambda pump: pump._consumer.seek(again))
+        new = await read(source, 3)
+        account(source, old)
+        account(source, new)
+    assert places(new) == [(0, 1), (0, 2), (0, 3)]
+    assert {record.generation for record in old} == {1}
+    assert {record.generation for record in new} == {2}
+    assert "goes back from offset 4 to 1" in listener.of(SourceTrouble)[0].detail
+    assert group.committed() == {0: 4}
+
+
+async def test_records_of_a_partition_that_is_not_held_are_dropped(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group.fill(1)
+
+    def forget(pump: pump.Pump) -> None:
+        pump._assignment.forget(list(pump._assignment.find_all([TopicPartition(group.topic, 1)])))
+
+    async with open_kafka_source(group.settings()) as source:
+        await read(source, 1)
+        in_the_thread(monkeypatch, forget)
+        group.fill(3, [1])
+        group.fill(3, [2])
+        assert places(await read(source, 3)) == [(2, 0), (2, 1), (2, 2)]
+
+
+@pytest.mark.slow
+async def test_an_eager_group_whose_commit_is_refused_reads_those_records_again(
+    group: Group, revoke_begins: trio.Event
+) -> None:
+    group.fill(5, range(4))
+    listener = Listener()
+    settings = group.settings(
+        group_protocol="classic",
+        assignor="range",
+        session_timeout_s=6,
+        options={"heartbeat.interval.ms": 200},
+    )
+    async with open_kafka_source(settings, observer=listener) as source:
+        records = await read(source, 20)
+        account(source, [record for record in records if record.offset < 4])
+        await listener.hears(OffsetsCommitted, lambda _: count_committed(listener) == 16)
+        async with open_kafka_source(settings) as joined:
+            with trio.fail_after(PATIENCE_S):
+                await revoke_begins.wait()
+            account(source, [record for record in records if record.offset == 4])
+            # Kafka refuses commits in one phase of a classic group's rebalance, this broker in all of them.
+            revoked = await listener.hears(PartitionsRevoked)
+            assert (len(revoked.partitions), revoked.drained) == (4, False)
+            assert [event.kind for event in listener.of(SourceTrouble)] == ["commit"]
+            assert group.committed() == dict.fromkeys(range(4), 4)
+            await listener.hears(PartitionsAssigned, lambda event: len(event.partitions) == 2)
+            ours, theirs = await read(source, 2), await read(joined, 2)
+            account(source, ours)
+            await listener.hears(SourceRecovered)
+    assert sorted(places([*ours, *theirs])) == [(partition, 4) for partition in range(4)]
+    assert {record.generation for record in ours} == {2}
+
+
+CHILD = """
+import sys, trio
+from stationmaster.batch import OffsetRange
+from stationmaster.events import OffsetsCommitted
+from stationmaster.kafka import KafkaSettings, open_kafka_source
+
+class Teller:
+    detailed = False
+
+    def observe(self, event):
+        if isinstance(event, OffsetsCommitted):
+            print("committed", event.offsets[0].last, flush=True)
+
+async def main(servers, group, topic):
+    settings = KafkaSettings(bootstrap_servers=servers, group_id=group, topics=(topic,), assignor="range",
+                             session_timeout_s=6, commit_interval_s=0.05)
+    async with open_kafka_source(settings, observer=Teller()) as source:
+        seen = 0
+        while True:
+            for r in await source.poll():
+                seen += 1
+                if seen <= 30:
+                    source.account(OffsetRange(topic=r.topic, partition=r.partition, first=r.offset, last=r.offset,
+                                               generation=r.generation))
+                print("seen", r.offset, flush=True)
+
+trio.run(main, *sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+async def test_after_a_kill_the_next_member_begins_where_the_commits_ended(group: Group) -> None:
+    group.fill(50)
+    child = [sys.executable, "-c", CHILD, group.broker.bootstrap_servers, group.name, group.topic]
+    process = await trio.lowlevel.open_process(child, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    async with process.stdout:
+        said = b""
+        with trio.fail_after(PATIENCE_S):
+            while not (b"seen 49\n" in said and b"committed 29\n" in said):
+                said += await process.stdout.receive_some()
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+    settings = group.settings(group_protocol="classic", assignor="range", session_timeout_s=6)
+    async with open_kafka_source(settings) as source:
+        records = await read(source, 20)
+    assert places(records) == [(0, offset) for offset in range(30, 50)]
