@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -11,10 +12,11 @@ from trio.testing import wait_all_tasks_blocked
 
 from stationmaster.batcher import Batcher, BatchPolicy, open_batcher
 from stationmaster.errors import StationmasterError
+from stationmaster.events import CallStarted
 from stationmaster.testing import RecordingObserver, ScriptedEmbedder
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
 
 
 @attrs.define(eq=False)
@@ -41,7 +43,7 @@ class Bench:
     async def submit(self, *texts: str, **options: Any) -> None:
         """Let callers ask for these, in this order, at this instant."""
         for text in texts:
-            self.nursery.start_soon(lambda text=text: self.ask(text, **options))
+            self.nursery.start_soon(partial(self.ask, text, **options))
             await wait_all_tasks_blocked()
 
     def right(self, *texts: str) -> bool:
@@ -57,8 +59,6 @@ class Bench:
 
     def reasons(self) -> list[str]:
         """Return why calls were made."""
-        from stationmaster.events import CallStarted
-
         return [event.reason for event in self.observer.of(CallStarted)]
 
 
@@ -76,6 +76,6 @@ async def bench(embedder: ScriptedEmbedder | None = None, **policy: Any) -> Asyn
     assert left.queued_rows == left.queued_bytes == left.rows_in_flight == left.calls_in_flight == 0
 
 
-def texts(count: int, prefix: str = "t") -> Sequence[str]:
+def texts(count: int, prefix: str = "t") -> list[str]:
     """Return different texts."""
     return [f"{prefix}{number}" for number in range(count)]

@@ -146,13 +146,16 @@ def test_an_endless_hard_limit_needs_sending_when_idle() -> None:
 
 
 def test_the_classic_policy_has_the_classic_numbers() -> None:
-    assert CLASSIC == BatchPolicy(
-        min_batch_rows=4,
-        max_batch_rows=16,
-        max_wait_s=0.05,
-        hard_timeout_s=0.25,
-        send_when_idle=False,
-        max_queue_rows=160,
+    assert (
+        BatchPolicy(
+            min_batch_rows=4,
+            max_batch_rows=16,
+            max_wait_s=0.05,
+            hard_timeout_s=0.25,
+            send_when_idle=False,
+            max_queue_rows=160,
+        )
+        == CLASSIC
     )
 
 
@@ -209,5 +212,5 @@ def test_no_estimate_is_ever_negative_or_nan(calls: list[tuple[int, float]]) -> 
         cost.learn(rows=rows, seconds=seconds)
     for rows in (1, 10, 1000):
         estimates = cost.optimistic(rows), cost.estimate(rows), cost.cautious(rows)
-        assert all(0 <= estimate and math.isfinite(estimate) for estimate in estimates)
+        assert all(estimate >= 0 and math.isfinite(estimate) for estimate in estimates)
         assert list(estimates) == sorted(estimates)

@@ -218,6 +218,15 @@ def test_depth_cannot_hide_behind_brackets_within_texts(levels: int) -> None:
     assert refused(with_value(hidden)) == "json-too-deep"
 
 
+@pytest.mark.parametrize(
+    "text", [b'"\\\\"', b'"\\\\\\\\"', b'"\\\\\\""', b'"\\"\\\\"', b'"\\u005c"']
+)
+def test_depth_cannot_hide_behind_escapes(text: bytes) -> None:
+    value = with_value(b"[" + text + b"," + b"[" * 40 + text + b"]" * 40 + b"]")
+    accepted(value, json_depth=44)
+    assert refused(value, json_depth=43) == "json-too-deep"
+
+
 @pytest.mark.parametrize("levels", [33, 1_000, 2_000, 100_000])
 @pytest.mark.parametrize("opening", [b"[", b'{"a":', b'["[",', b'[{"a":'])
 def test_endless_nesting_that_is_cut_short_is_refused_and_never_raises(

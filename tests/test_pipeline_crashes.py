@@ -92,6 +92,24 @@ async def test_when_the_source_crashes_the_open_batches_are_delivered_and_its_er
     assert (setting.succeeded(), setting.committed) == (3, 3)
 
 
+async def test_a_drain_after_a_crash_of_the_source_still_has_its_end(
+    autojump_clock: MockClock,
+) -> None:
+    setting = Setting(1, sink=RecordingSink([Hang()]))
+    setting.source.fail(OSError("the broker is gone"))
+
+    async def run() -> None:
+        async with setting.open(one_second) as pipeline:
+            await wait_all_tasks_blocked()
+            pipeline.drain(grace_s=2)
+            await pipeline.wait_finished()
+
+    with pytest.raises(OSError, match="the broker is gone"):
+        await run()
+    assert trio.current_time() == 2
+    assert setting.dropped() == ["air_0_0_0"]
+
+
 async def test_an_upload_without_a_home_ends_the_pipeline_and_leaves_a_hole_in_the_commits(
     autojump_clock: MockClock,
 ) -> None:
@@ -128,6 +146,24 @@ async def test_batches_beside_one_without_a_home_are_still_delivered(
             await setting.run(handle, upload_timeout_s=10)
     assert trio.current_time() == pytest.approx(13)
     assert setting.source.committed == {("air", 1): 1}
+
+
+async def test_batches_beside_one_without_a_home_have_the_grace_and_no_longer(
+    autojump_clock: MockClock,
+) -> None:
+    setting = Setting(1, sink=RecordingSink(otherwise=Hang()))
+
+    async def put_late() -> None:
+        await trio.sleep(9)
+        setting.source.put("air", 1, message_bytes("late"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(put_late)
+        with pytest.raises(UploadFailedError):
+            await setting.run(one_second, upload_timeout_s=10, grace_s=6)
+    assert trio.current_time() == pytest.approx(17)  # the first one failed at 11
+    assert setting.dropped() == ["air_1_0_0"]
+    assert setting.source.committed == {}
 
 
 async def test_a_bug_of_the_sink_ends_the_pipeline_and_commits_nothing_of_its_batch(

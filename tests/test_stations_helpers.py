@@ -187,6 +187,29 @@ async def test_an_answer_that_comes_in_the_tick_of_its_helpers_failure_counts() 
     assert not observer.of(LateResult)
 
 
+async def test_a_helper_that_fails_after_its_batch_is_closed_is_no_late_answer(
+    autojump_clock: MockClock,
+) -> None:
+    async def fail() -> None:
+        await trio.sleep(5.1)
+        raise ValueError("the helper lost its connection")
+
+    async def handle(station: StationInput) -> None:
+        station.nursery.start_soon(fail)
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(0.2)
+
+    observer = RecordingObserver()
+    async with stations_of(handle, observer=observer) as stations:
+        await run(stations, "A", observer=observer)
+        await trio.sleep(1)
+    assert len(observer.of(StationTrouble)) == 1
+    assert not observer.of(LateResult)
+
+
 async def test_a_helper_that_runs_out_of_memory_ends_everything() -> None:
     async def fail() -> None:
         raise MemoryError

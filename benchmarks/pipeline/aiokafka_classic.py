@@ -37,7 +37,7 @@ class Collector:
 
 async def handle(station):
     try:
-        return await work.handler(station)
+        return await work.handler(station["stationId"])
     except Exception:
         return None
 

@@ -16,11 +16,7 @@ tally = work.Tally()
 
 async def handle(station):
     tally.start()
-    readings = [
-        await work.handler({"stationId": station.station_id, **reading})
-        for reading in station.readings
-    ]
-    return {"readings": readings}
+    return {"readings": [await work.handler(station.station_id) for _ in station.readings]}
 
 
 class CountingSink:

@@ -18,9 +18,9 @@ def parse(value: bytes) -> list[dict]:
     return orjson.loads(value)["stationData"]
 
 
-async def handler(station: dict) -> dict:
-    """The no-op station handler of the classic designs."""
-    return {"stationId": station["stationId"], "ok": 1}
+async def handler(station_id: str) -> dict:
+    """The no-op station handler: one result per reading."""
+    return {"stationId": station_id, "ok": 1}
 
 
 class Tally:

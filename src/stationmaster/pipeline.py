@@ -275,7 +275,8 @@ class Pipeline:
             with self._shielded(until=collector.deadline):
                 await collector.done.wait()
             now = trio.current_time()
-            if now >= self._end:  # even if it is complete: its stations are cancelled too, their errors are no answers
+            if now >= self._end:
+                # Even if it is complete: its stations are cancelled too, their errors are no answers.
                 self._drop(collector)
                 return
             report = collector.close(closed_at=self._now())

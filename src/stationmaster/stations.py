@@ -311,7 +311,8 @@ def _failure(station_id: str, error: Exception) -> StationResult:
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     try:
-        text = str(error)[:500].encode(errors="replace").decode()  # half a character would fail the whole report
+        # Half a character would fail the whole report.
+        text = str(error)[:500].encode(errors="replace").decode()
     except Exception as unreadable:  # noqa: BLE001 - `__str__` belongs to the handler's side too
         text = f"its text cannot be read ({type(unreadable).__name__})"
     name = type(error).__name__

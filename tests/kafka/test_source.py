@@ -115,6 +115,7 @@ async def test_a_partition_that_is_assigned_during_a_pause_is_paused_as_well(
             with trio.move_on_after(0.5):
                 await source.poll()
                 pytest.fail("a record came although there was no credit")
+            assert not source._pump._kept  # none came at all, not even to be kept
             source._handover.commands.put(Command.MORE)
             assert places(await read(source, 3)) == everything(3)
 

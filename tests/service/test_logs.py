@@ -30,23 +30,10 @@ from stationmaster.errors import EmbedderBusyError, ProtocolError
 from stationmaster.service.logs import LogObserver, configure_logs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
 
     from stationmaster.abc import Observer
 
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-
-
-@pytest.fixture(autouse=True)
-def _untouched_logging() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name in ("httpx", "httpcore"):
-        logging.getLogger(name).setLevel(logging.NOTSET)
-    structlog.reset_defaults()
 
 
 @attrs.define(eq=False)

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,7 @@ import trio
 
 from stationmaster.batcher.callers import hand_out, row_error
 from stationmaster.errors import (
+    DeadlineExceededError,
     EmbedderBusyError,
     EmbedderUnavailableError,
     ProtocolError,
@@ -28,7 +30,7 @@ from stationmaster.errors import (
 from stationmaster.events import CallAbandoned, CallDone, CallFailed, CallStarted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from stationmaster.abc import Embedder, Observer, Vector
     from stationmaster.batcher.callers import Entry
@@ -139,7 +141,9 @@ class Courier:
         if failure is None:
             await self._wait_out(call)
             return
-        if isinstance(failure, EmbedderUnavailableError) and self._in_time(call, failure):
+        if isinstance(failure, EmbedderUnavailableError) and self._in_time(
+            call, partial(row_error, failure)
+        ):
             failure = await self._attempt_again(call, "retry")
         if isinstance(failure, RowRejectedError) and call.rows > 1:
             await self._bisect(call, failure)
@@ -177,10 +181,12 @@ class Courier:
         self._halve(call, pending)
         while pending:
             part = pending.pop()
-            if not self._in_time(part, refusal):
+            if not self._in_time(part, partial(_undecided, refusal)):
                 continue
             error = await self._attempt_again(part, "bisect")
-            if isinstance(error, EmbedderUnavailableError) and self._in_time(part, error):
+            if isinstance(error, EmbedderUnavailableError) and self._in_time(
+                part, partial(row_error, error)
+            ):
                 error = await self._attempt_again(part, "retry")
             if not isinstance(error, RowRejectedError):
                 accepted = accepted or part.answered
@@ -210,10 +216,10 @@ class Courier:
             self.calls.add(half)
             pending.append(half)
 
-    def _in_time(self, call: Call, error: Exception) -> bool:
+    def _in_time(self, call: Call, make_error: Callable[[], Exception]) -> bool:
         """Fail the rows that cannot be answered in time if they are sent now; return whether any are left."""
         instant = self._clock() + self._cost.estimate(call.rows)
-        self.failed += call.fail_late(instant, lambda: row_error(error))
+        self.failed += call.fail_late(instant, make_error)
         if not call.rows:
             self.calls.discard(call)
         return call.rows > 0
@@ -223,10 +229,10 @@ class Courier:
         if isinstance(error, EmbedderBusyError):
             self._pause(error)
             restart = self.paused_until + self._cost.estimate(call.rows)
-            self.failed += call.fail_late(restart, lambda: row_error(error))
+            self.failed += call.fail_late(restart, partial(row_error, error))
             self._queue.put_back(call)
         else:
-            self.failed += sum(part.fail(lambda: row_error(error)) for part in call.parts)
+            self.failed += sum(part.fail(partial(row_error, error)) for part in call.parts)
         self.calls.discard(call)
 
     def _raise_cancelled(self, call: Call, group: BaseExceptionGroup) -> None:
@@ -250,6 +256,14 @@ class Courier:
         self._busy_answers += 1
         instant = self._clock() + min(pause_s, self._longest_pause_s)
         self.paused_until = max(self.paused_until, instant)
+
+
+def _undecided(refusal: RowRejectedError) -> DeadlineExceededError:
+    error = DeadlineExceededError(
+        "the row was refused together with others, and there is no time left to ask for it alone"
+    )
+    error.__cause__ = refusal
+    return error
 
 
 def _check_count(vectors: Sequence[Vector], rows: int) -> ProtocolError | None:

@@ -127,33 +127,35 @@ class Dispatcher:
 
     async def send_rows(self) -> None:
         """Be a sender: take rows when there is a reason to, and have them carried."""
-        while True:  # noqa: ASYNC913 - a round waits, or makes a call
-            call: Call | None = None
+        while True:
+            call, reason = await self._next_call()
             failure: Exception | None = None
             # One scope serves call after call until one is in trouble: entering one costs as much as three wake-ups.
-            with trio.CancelScope() as scope:  # noqa: ASYNC912 - as above
+            with trio.CancelScope() as scope:
+                failure = await self.courier.attempt(call, reason, scope)
                 while failure is None and not scope.cancel_called:
-                    if call is not None:
-                        call = None  # its texts and vectors
-                        self._rest()
-                    now = self._clock()
-                    reason, instant = self._decide(now)
-                    if reason is None:
-                        self._ring_by(instant)
-                        await self._park()
-                    else:
-                        call = self._take(now)
-                        failure = await self.courier.attempt(call, reason, scope)
-            if call is not None:
-                await self.courier.care(call, failure)
-                self._rest()
+                    del call  # its texts and vectors
+                    self._rest()
+                    call, reason = await self._next_call()
+                    failure = await self.courier.attempt(call, reason, scope)
+            await self.courier.care(call, failure)
+            del call
+            self._rest()
 
-    def _take(self, now: float) -> Call:
+    async def _next_call(self) -> tuple[Call, SendReason]:
+        """Take rows as soon as there is a reason to."""
+        while True:
+            now = self._clock()
+            reason, instant = self._decide(now)
+            if reason is not None:
+                break
+            self._ring_by(instant)
+            await self._park()
         policy = self._policy
         call = self.queue.take(max_rows=policy.max_batch_rows, max_bytes=policy.max_batch_bytes)
         self.carrying += 1
         self._ring_by(self._consider(now))
-        return call
+        return call, reason  # noqa: ASYNC910 - the attempt that follows is a checkpoint
 
     def _rest(self) -> None:
         self.carrying -= 1

@@ -137,10 +137,15 @@ class BatchPolicy:
 class Waiting(Protocol):
     """What the rule needs to know of a queue that is not empty. The last two may cost a look at every row."""
 
-    rows: int
-    """Live rows that wait."""
-    size_bytes: int
-    """Their text."""
+    @property
+    def rows(self) -> int:
+        """How many live rows wait."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """How much text."""
+        ...
 
     @property
     def oldest(self) -> float:

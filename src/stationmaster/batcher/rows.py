@@ -162,13 +162,12 @@ class RowQueue:
         self.size_bytes += entry.size_bytes
 
     def put_back(self, call: Call) -> None:
-        """Queue the live parts of a call again, before those of their ranks, with the age they have."""
+        """Queue the parts of a pruned call again, before those of their ranks, with the age they have."""
         for part in reversed(call.parts):
-            if part.task is not None:
-                part.call = None
-                insort_left(self._entries, part, key=_by_rank)
-                self.rows += part.rows
-                self.size_bytes += part.size_bytes
+            part.call = None
+            insort_left(self._entries, part, key=_by_rank)
+            self.rows += part.rows
+            self.size_bytes += part.size_bytes
         self._stale = True
 
     def take(self, *, max_rows: int, max_bytes: int) -> Call:

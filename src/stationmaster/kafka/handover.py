@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from stationmaster.batch import OffsetRange, Record
     from stationmaster.events import Event
     from stationmaster.kafka.assignment import Drain, Holding, Key
+    from stationmaster.offsets import Lease
 
 
 class Command(enum.Enum):
@@ -67,19 +68,27 @@ class Handover:
             await self._arrived.wait()
         # From here to the return there is no checkpoint: a poll is taken whole, or waits for the next call.
         records = self._waiting.popleft()
+        partition = generation = -1
+        topic, lease = "", None
         for record in records:
-            holding = self.holdings.get((record.topic, record.partition))
-            if holding is not None and holding.lease.generation == record.generation:
-                holding.lease.hand_out(record.offset)
+            if (
+                record.partition != partition  # they come in runs
+                or record.generation != generation
+                or record.topic != topic
+            ):
+                topic, partition, generation = record.topic, record.partition, record.generation
+                lease = self._find_lease((topic, partition), generation)
+            if lease is not None:
+                lease.hand_out(record.offset)
         self.commands.put(Command.MORE)
         return records
 
     def account(self, offsets: OffsetRange) -> None:
         """Move the lease on; the pump reads its watermark."""
-        holding = self.holdings.get((offsets.topic, offsets.partition))
-        if holding is None or holding.lease.generation != offsets.generation:
+        lease = self._find_lease((offsets.topic, offsets.partition), offsets.generation)
+        if lease is None:
             return
-        holding.lease.account(offsets.first, offsets.last)
+        lease.account(offsets.first, offsets.last)
         if self._drains:
             self._look_at_drains()
 
@@ -138,6 +147,10 @@ class Handover:
     def ended(self) -> None:
         """The client is closed; the pump says nothing after this."""
         self.has_ended.set()
+
+    def _find_lease(self, key: Key, generation: int) -> Lease | None:
+        holding = self.holdings.get(key)
+        return holding.lease if holding and holding.lease.generation == generation else None
 
     def _drop(self, keys: set[Key]) -> None:
         """Drop what waits of these partitions: it was not handed out, so nobody has to finish it."""

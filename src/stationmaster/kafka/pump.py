@@ -49,7 +49,7 @@ from stationmaster.kafka.troubles import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from confluent_kafka import Message
 
@@ -179,10 +179,9 @@ class Pump:
         if room > 0:
             first = self._consumer.poll(0 if records else self._slice_s)
             if first is not None:
-                self._read(first, records)
+                self._read((first,), records)
                 if room > 1:
-                    for message in self._consumer.consume(room - 1, 0):
-                        self._read(message, records)
+                    self._read(self._consumer.consume(room - 1, 0), records)
         if turnover != self._assignment.turnover:  # something left in a callback meanwhile
             records = [record for record in records if self._assignment.holds(record)]
         if records:
@@ -191,36 +190,41 @@ class Pump:
             if self._troubles.any_last:
                 self._troubles.end(ENDED_BY_RECORDS)
 
-    def _read(self, message: Message, records: list[Record]) -> None:
-        """Turn a message into a record; report it if it is an error; drop it if its partition is not ours."""
-        error = message.error()
-        if error is not None:
-            self._on_error(error)
-            return
-        key: Any = (message.topic(), message.partition())  # None is for errors only
-        offset: Any = message.offset()
-        holding = self._assignment.find(key)
-        if holding is None:
-            return
-        if offset < holding.position:
-            holding = self._rewind(holding, offset)
-        elif holding.begin is None:
-            holding.begin = offset
-        holding.position = offset + 1
-        clock, milliseconds = message.timestamp()
-        value: Any = message.value()
-        headers: Any = message.headers()
-        records.append(
-            Record(
-                topic=key[0],
-                partition=key[1],
-                offset=offset,
-                timestamp_ms=milliseconds if clock else 0,
-                value=value,
-                generation=holding.lease.generation,
-                headers=tuple(headers) if headers else (),
+    def _read(self, messages: Iterable[Message], records: list[Record]) -> None:
+        """Turn messages into records; report errors among them; drop those whose partition is not ours."""
+        topic: Any = None  # the client's types allow None for errors only
+        partition: Any = None
+        holding: Holding | None = None
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                self._on_error(error)
+                continue
+            if message.partition() != partition or message.topic() != topic:  # they come in runs
+                topic, partition = message.topic(), message.partition()
+                holding = self._assignment.find((topic, partition))
+            if holding is None:
+                continue
+            offset: Any = message.offset()
+            if offset < holding.position:
+                holding = self._rewind(holding, offset)
+            elif holding.begin is None:
+                holding.begin = offset
+            holding.position = offset + 1
+            clock, milliseconds = message.timestamp()
+            value: Any = message.value()
+            headers: Any = message.headers()
+            records.append(
+                Record(
+                    topic=topic,
+                    partition=partition,
+                    offset=offset,
+                    timestamp_ms=milliseconds if clock else 0,
+                    value=value,
+                    generation=holding.lease.generation,
+                    headers=tuple(headers) if headers else (),
+                )
             )
-        )
 
     def _rewind(self, holding: Holding, offset: int) -> Holding:
         topic, partition = holding.key
@@ -244,7 +248,7 @@ class Pump:
             self.paused = True
             self._tell(self._handover.happened, SourcePaused(paused=True))
         if self.paused and (message := self._consumer.poll(0)) is not None:
-            self._read(message, self._kept)
+            self._read((message,), self._kept)
             self._consumer.pause(self._consumer.assignment())
         try:
             self._obey(self._commands.get(timeout=_SLICE_S))
