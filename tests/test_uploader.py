@@ -80,7 +80,9 @@ async def test_pauses_grow_to_five_seconds_and_are_jittered_between_half_and_all
     observer = RecordingObserver()
     with pytest.raises(UploadFailedError):
         await uploader(RecordingSink(otherwise=BUSY), observer, limit_s=600).deliver(report())
-    pauses = [event.retry_in_s for event in observer.of(UploadRetried)]
+    # Near the limit pauses are halves of what is left.
+    retries = [event for event in observer.of(UploadRetried) if event.remaining_s > 5]
+    pauses = [event.retry_in_s for event in retries]
     full = [min(0.1 * 2**attempt, 5.0) for attempt in range(len(pauses))]
     assert len(pauses) > 100
     assert all(whole / 2 <= pause <= whole for pause, whole in zip(pauses, full, strict=True))
@@ -112,15 +114,23 @@ async def test_retry_after_is_honoured_when_it_is_longer_than_the_own_pause(
     assert 0.1 <= own <= 0.2
 
 
-async def test_retry_after_beyond_the_limit_fails_without_a_wait_that_could_not_help(
+async def test_retry_after_beyond_the_limit_is_tried_again_within_it(
     autojump_clock: MockClock,
 ) -> None:
     observer = RecordingObserver()
-    sink = RecordingSink(otherwise=TryAgain(reason="429 slow down", retry_after_s=61.0))
+    later = TryAgain(reason="429 slow down", retry_after_s=300.0)
+    await uploader(RecordingSink([later, later]), observer, limit_s=60).deliver(report())
+    assert [event.retry_in_s for event in observer.of(UploadRetried)] == [30.0, 15.0]
+
+
+async def test_a_target_that_always_asks_for_more_time_is_given_up_at_the_limit(
+    autojump_clock: MockClock,
+) -> None:
+    sink = RecordingSink(otherwise=TryAgain(reason="429 slow down", retry_after_s=300.0))
     with pytest.raises(UploadFailedError):
-        await uploader(sink, observer).deliver(report())
-    assert trio.current_time() == 0
-    assert len(sink.attempts) == 1
+        await uploader(sink, RecordingObserver(), limit_s=60).deliver(report())
+    assert 59 < trio.current_time() <= 60
+    assert len(sink.attempts) == 11
 
 
 async def test_when_the_limit_strikes_the_error_has_the_facts(autojump_clock: MockClock) -> None:

@@ -39,7 +39,8 @@ class Source(Protocol):
     def account(self, offsets: OffsetRange, /) -> None:
         """Take note that these offsets are uploaded, kept elsewhere, or dead letters. Never waits, never raises.
 
-        `first` and `last` are offsets of polled records, ranges do not overlap; they may come in any order.
+        `first` and `last` are offsets of polled records. Ranges may come in any order; they do not overlap, but one may
+        enclose records that were accounted for before.
         The contiguous prefix of accounted offsets is committed in the course of time and when the source closes.
         Ranges of an older generation are dropped.
         """

@@ -5,7 +5,7 @@ Rules:
    the stations can still answer. A deadline begins only at opening, so catching up after an outage times nobody out.
 2. What is polled and not yet opened is bounded: there is no next poll before all of this one is opened.
 3. A record that is refused, or a batch without stations, is accounted for at once.
-4. Work between two checkpoints is bounded (`_SLICE`), whatever a poll brings.
+4. Parsing is cut into slices of `_SLICE_BYTES`, or of one message if that is larger.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Boundary: TypeAlias = Literal["message", "poll"]
 
-_SLICE = 16  # messages parsed between two checkpoints: well under a millisecond each
+_SLICE_BYTES = 32_768  # parsed between two checkpoints: about a millisecond
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -197,11 +197,14 @@ class Poller:
     async def _parse_all(self, records: Sequence[Record]) -> dict[str, list[Message]]:
         by_topic: dict[str, list[Message]] = {}
         await trio.lowlevel.checkpoint()
-        for index, record in enumerate(records, 1):
+        parsed_bytes = 0
+        for record in records:
             message = self._parse(record)
             if message is not None:
                 by_topic.setdefault(message.topic, []).append(message)
-            if not index % _SLICE:
+            parsed_bytes += len(record.value or b"")
+            if parsed_bytes >= _SLICE_BYTES:
+                parsed_bytes = 0
                 await trio.lowlevel.checkpoint()
         return by_topic
 

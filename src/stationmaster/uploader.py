@@ -4,7 +4,8 @@ What the target answers decides (`stationmaster.abc.UploadAnswer`):
 
     Accepted      done
     Rejected      done as well: this batch is refused for good, the next may go on
-    TryAgain      again after a growing, jittered pause, or after what `Retry-After` asks for
+    TryAgain      again after a growing, jittered pause, or after what `Retry-After` asks for; if that lies beyond the
+                  limit, after half of the time that is left: a target may be better than its word
     Unavailable   the same: somebody must mend a token or a URL, meanwhile nothing is lost
 
 When the limit strikes the batch has no home: `UploadFailedError`, nothing is committed.
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 5.0
+_SHORTEST_PAUSE_S = 0.05  # less than this is left: no further attempt would have the time
 
 
 class Uploader:
@@ -75,9 +77,9 @@ class Uploader:
                     UploadRejected(report=report, status=answer.status, answer=answer.answer)
                 )
                 return
-            pause = self._pause_s(answer, attempts)
-            remaining = limit - now - pause
-            if remaining <= 0:
+            remaining = limit - now
+            pause = min(self._pause_s(answer, attempts), remaining / 2)
+            if pause < _SHORTEST_PAUSE_S:
                 self._fail(report, attempts, answer.reason)
             self._observer.observe(
                 UploadRetried(
@@ -85,7 +87,7 @@ class Uploader:
                     attempt=attempts,
                     reason=answer.reason,
                     retry_in_s=pause,
-                    remaining_s=remaining,
+                    remaining_s=remaining - pause,
                 )
             )
             await trio.sleep(pause)
