@@ -13,15 +13,17 @@ html_theme = "furo"
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signature shows them; the prose says what they mean
 myst_heading_anchors = 3
-nitpick_ignore_regex = [("py:.*", ".*")]  # without the network there is no inventory to resolve foreign names
+nitpick_ignore_regex = [
+    ("py:.*", ".*")
+]  # without the network there is no inventory to resolve foreign names
 
 
-def read_as_markdown(app, what, name, obj, options, lines):  # noqa: ANN001, ANN201, ARG001, D103, PLR0917
+def read_as_markdown(app, what, name, obj, options, lines):  # noqa: ANN001, ANN201, ARG001, PLR0917
     # Docstrings are written for people in an editor: `code` has one backtick. A module's own is about its inside.
     if what == "module":
         lines.clear()
     lines[:] = [re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", line) for line in lines]
 
 
-def setup(app):  # noqa: ANN001, ANN201, D103
+def setup(app):  # noqa: ANN001, ANN201
     app.connect("autodoc-process-docstring", read_as_markdown, priority=1)

@@ -37,7 +37,9 @@ async def open_handler(resources: Resources) -> AsyncIterator[StationHandler]:
 async def main() -> None:
     """Run one message through the handler."""
     source, sink = MemorySource(), RecordingSink()
-    source.put("air", 0, b'{"stationData": [{"stationId": "S001", "pm25": 140}, {"stationId": "S002"}]}')
+    source.put(
+        "air", 0, b'{"stationData": [{"stationId": "S001", "pm25": 140}, {"stationId": "S002"}]}'
+    )
     source.end()
     async with open_handler(Resources(options={"limit": 75})) as handle:
         async with open_pipeline(source, handler=handle, sink=sink) as pipeline:

@@ -59,7 +59,9 @@ async def main() -> None:
     """Write two batches to a file and show it."""
     source = MemorySource()
     source.put("air", 0, b'{"stationData": [{"stationId": "S001", "pm25": 4}]}')
-    source.put("air", 0, b'{"stationData": [{"stationId": "S001", "pm25": 5}, {"stationId": "S002"}]}')
+    source.put(
+        "air", 0, b'{"stationData": [{"stationId": "S001", "pm25": 5}, {"stationId": "S002"}]}'
+    )
     source.end()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "batches.jsonl"

@@ -1,7 +1,7 @@
 """The pipeline inside a trio program: batches from a source, a handler, a sink, and a batcher in front of a model.
 
-Everything is in memory here, so that it runs alone; `open_kafka_source`, `open_openai_embedder` and `open_http_sink` are
-opened the same way.
+Everything is in memory here, so that it runs alone; `open_kafka_source`, `open_openai_embedder` and `open_http_sink`
+are opened the same way.
 """
 
 from __future__ import annotations
@@ -41,8 +41,12 @@ async def main() -> None:
         calls = batcher.statistics().calls
 
     for batch_id, report in sink.reports.items():
-        late = [result.station_id for result in report.results if result.outcome.value == "timedOut"]
-        print(f"{batch_id}: closed by {report.closed_by.value} after {report.duration_s:.1f} s, late: {late}")
+        late = [
+            result.station_id for result in report.results if result.outcome.value == "timedOut"
+        ]
+        print(
+            f"{batch_id}: closed by {report.closed_by.value} after {report.duration_s:.1f} s, late: {late}"
+        )
     print(f"{calls} calls to the model for 9 texts")
 
 

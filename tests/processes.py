@@ -28,7 +28,9 @@ class Part:
     _changed: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
     _ended: bool = False
 
-    async def wait_line(self, wanted: str | Callable[[str], bool], *, seconds: float = READY_S) -> str:
+    async def wait_line(
+        self, wanted: str | Callable[[str], bool], *, seconds: float = READY_S
+    ) -> str:
         """Wait for a line that holds `wanted`, from the first line on."""
         found = wanted if callable(wanted) else lambda line: wanted in line
         looked = 0
@@ -41,7 +43,9 @@ class Part:
                 if self._ended:
                     break
                 await self._changed.park()
-        raise AssertionError(f"no line with {wanted!r}; the last ones:\n" + "\n".join(self.lines[-30:]))
+        raise AssertionError(
+            f"no line with {wanted!r}; the last ones:\n" + "\n".join(self.lines[-30:])
+        )
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Return the JSON log lines of one event."""
@@ -120,11 +124,16 @@ class Receiver:
             query = f"SELECT count(*) - count(DISTINCT {row}) FROM results"
             return int(db.execute(query).fetchone()[0])
 
-    async def wait_batches(self, count: int, *, seconds: float = READY_S) -> dict[str, dict[str, Any]]:
+    async def wait_batches(
+        self, count: int, *, seconds: float = READY_S
+    ) -> dict[str, dict[str, Any]]:
         """Wait until it holds at least so many batches."""
         deadline = trio.current_time() + seconds
-        while len(held := self.batches()) < count and trio.current_time() < deadline:
-            await trio.sleep(0.05)  # noqa: ASYNC110 - another process's database: nothing to wait on
+        # Another process's database: there is nothing to wait on.
+        while (  # noqa: ASYNC110
+            len(held := self.batches()) < count and trio.current_time() < deadline
+        ):
+            await trio.sleep(0.05)
         assert len(held) >= count, f"{len(held)} of {count} batches after {seconds:g} s"
         return held
 
@@ -170,7 +179,9 @@ def committed(bootstrap: str, group: str, topic: str, *, partitions: int = 4) ->
 
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": group, "log_level": 0})
     try:
-        found = consumer.committed([TopicPartition(topic, n) for n in range(partitions)], timeout=15)
+        found = consumer.committed(
+            [TopicPartition(topic, n) for n in range(partitions)], timeout=15
+        )
         return {each.partition: max(0, each.offset) for each in found}
     finally:
         consumer.close()

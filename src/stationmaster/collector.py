@@ -62,11 +62,11 @@ class Collector:
             report_bytes: bound of all encoded results together; what exceeds it fails its own station.
             observer: hears of late results, and of every outcome if it is detailed.
         """
-        self.batch = batch
-        self.deadline = batch.deadline
-        self.opened = opened
-        self.closed = False
-        self.done = trio.Event()
+        self.batch: Batch = batch
+        self.deadline: float = batch.deadline
+        self.opened: float = opened
+        self.closed: bool = False
+        self.done: trio.Event = trio.Event()
         self._quorum = quorum
         self._bytes_left = report_bytes
         self._observer = observer

@@ -191,8 +191,9 @@ class RequestSubmitted:
 
 @attrs.frozen(kw_only=True)
 class CallStarted:
-    """The batcher sends a call to the model server. `reason`: full, idle, min, hard, latest, drain, flush or
-    expected; bisect or retry for rows that are sent again.
+    """The batcher sends a call to the model server.
+
+    `reason`: full, drain, flush, expected, idle, min, hard or latest; bisect or retry for rows that are sent again.
     """
 
     rows: int

@@ -106,8 +106,8 @@ class Intake:
     def __init__(self, *, slots: int, max_bytes: int) -> None:
         self._slots = slots
         self._max_bytes = max_bytes
-        self.in_flight = 0
-        self.in_flight_bytes = 0
+        self.in_flight: int = 0
+        self.in_flight_bytes: int = 0
         self._left = trio.lowlevel.ParkingLot()
 
     def has_room(self, size_bytes: int) -> bool:

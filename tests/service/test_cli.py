@@ -91,9 +91,7 @@ def test_the_effective_configuration_can_be_printed(
 ) -> None:
     arguments = ("--print", "--set", "batch.deadline_s=2.5")
 
-    assert (
-        run_with(monkeypatch, "check-config", "config/stationmaster.toml", *arguments) == EXIT_OK
-    )
+    assert run_with(monkeypatch, "check-config", "config/stationmaster.toml", *arguments) == EXIT_OK
     assert "deadline_s = 2.5" in capsys.readouterr().out
 
 
@@ -138,7 +136,9 @@ def test_a_file_that_cannot_be_read_ends_a_replay_with_one_plain_line(
 
 
 def test_without_the_service_packages_the_command_says_what_to_install() -> None:
-    program = "import sys; sys.modules['click'] = None; from stationmaster.__main__ import main; main()"
+    program = (
+        "import sys; sys.modules['click'] = None; from stationmaster.__main__ import main; main()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
     )

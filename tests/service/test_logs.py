@@ -30,7 +30,6 @@ from stationmaster.errors import EmbedderBusyError, ProtocolError
 from stationmaster.service.logs import LogObserver, configure_logs
 
 if TYPE_CHECKING:
-
     from stationmaster.abc import Observer
 
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -99,7 +99,8 @@ class Batcher:
         Args:
             text: what to embed, not empty.
             deadline: absolute, on trio's clock. The ambient one (`trio.current_effective_deadline()`) counts as well
-                and is exact; this one is kept by the batcher, needs no scope, and may strike 10 ms late.
+                (for rank and refusal only where rows wait longer than 20 ms) and is exact; this one is kept by the
+                batcher, needs no scope, and may strike 10 ms late.
             priority: seconds by which it is ranked as though it was due earlier, at most the policy's `patience_s`. A
                 head start, not a class: others grow older and come first in the end.
 

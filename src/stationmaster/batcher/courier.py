@@ -135,9 +135,8 @@ class Courier:
 
     async def care(self, call: Call, failure: Exception | None) -> None:
         """See a call that is in trouble to its end; `failure` is None if everybody left it."""
-        await (
-            trio.lowlevel.checkpoint()
-        )  # a server that fails at once must not keep others from running
+        # A server that fails at once must not keep others from running.
+        await trio.lowlevel.checkpoint()
         if failure is None:
             await self._wait_out(call)
             return

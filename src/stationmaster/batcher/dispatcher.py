@@ -10,7 +10,7 @@ Rules:
 2. One task, the timekeeper, owns every timer. Its alarm is only moved earlier; when it rings it is set anew. With
    nothing to wait for it sleeps for ever: an idle batcher wakes nobody.
 3. While fewer than `quick_rows` wait, an arrival is an append to the queue and nothing more: nobody is to be told, and
-   it is answered within the grain to which deadlines are kept, so that its own makes no difference.
+   it is answered so soon (20 ms) that its ambient deadline is not looked at: reading that costs as much as a wake-up.
 4. State changes only between checkpoints, so nothing here needs a lock.
 """
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from stationmaster.batcher.callers import Caller
     from stationmaster.batcher.policy import BatchPolicy, SendReason
 
+_PROMPT_S: Final = 2 * GRAIN_S  # within this time no deadline is worth the microseconds to read it
 _SHORTEST_CALL_S: Final = 1e-6
 
 
@@ -221,14 +222,13 @@ class Dispatcher:
         self.quick_rows = 0 if alert else self._prompt_rows
 
     def _measure(self) -> None:
-        """Find how many rows may wait for one more to be answered within the grain of kept deadlines."""
+        """Find how many rows may wait so that one more is answered within `_PROMPT_S` at the measured pace."""
         policy = self._policy
         call_s = self.cost.cautious(policy.max_batch_rows)
         self._prompt_rows = 0
-        if policy.send_when_idle and self.cost.measured and call_s * 2 <= GRAIN_S:
-            rounds = (
-                int(GRAIN_S / max(call_s, _SHORTEST_CALL_S)) - 1
-            )  # the first is already in flight
+        if policy.send_when_idle and self.cost.measured and call_s * 2 <= _PROMPT_S:
+            # The first round is in flight already.
+            rounds = int(_PROMPT_S / max(call_s, _SHORTEST_CALL_S)) - 1
             rows = rounds * policy.max_batch_rows * policy.max_in_flight
             self._prompt_rows = min(rows, policy.max_queue_rows)
         self._set_quick()

@@ -197,7 +197,9 @@ async def _open_process(part: Part, log: Path) -> AsyncIterator[trio.Process]:
 
 
 async def _read_lines(
-    stream: trio.abc.ReceiveStream, keep: Callable[[bytes | bytearray], object], take: Callable[[str], None]
+    stream: trio.abc.ReceiveStream,
+    keep: Callable[[bytes | bytearray], object],
+    take: Callable[[str], None],
 ) -> None:
     """Hand over whole lines (a line can arrive in pieces), to the end of the stream."""
     rest = b""
