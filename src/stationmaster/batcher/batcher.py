@@ -355,6 +355,7 @@ class Batcher:
         self._ended = True
         self._open = False
         self._cause = cause
+        self._dispatcher.close()
         courier = self._dispatcher.courier
         for entry in (*self._queue, *courier.parts()):
             courier.failed += entry.caller.fail(self._closed_error)

@@ -97,10 +97,14 @@ class Dispatcher:
         self._released = (now, "flush")
         self._ring_by(self._consider(now))
 
-    async def drain(self, grace_s: float) -> None:
-        """Let everything leave, and wait within the grace until every row has its end."""
+    def close(self) -> None:
+        """Let everything leave; from now on every arrival needs care (and is refused)."""
         self._draining = True
         self._set_quick()
+
+    async def drain(self, grace_s: float) -> None:
+        """Close, and wait within the grace until every row has its end."""
+        self.close()
         self._look_for_rest()
         self._ring_by(self._consider(self._clock()))
         with trio.move_on_after(grace_s):
