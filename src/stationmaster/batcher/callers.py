@@ -105,14 +105,14 @@ class Single:
         due: float,
         rank: float,
     ) -> None:
-        self.text = text
-        self.size_bytes = size_bytes
+        self.text: str = text
+        self.size_bytes: int = size_bytes
         self.task: Task | None = task
-        self.home = home
-        self.arrived = arrived
-        self.due = due
+        self.home: Home = home
+        self.arrived: float = arrived
+        self.due: float = due
         """Its deadline, or what counts as such."""
-        self.rank = rank
+        self.rank: float = rank
         """Lower is sent first."""
         self.call: Carrier | None = None
 
@@ -174,14 +174,14 @@ class Bulk:
         rank: float,
         return_errors: bool,
     ) -> None:
-        self.all_texts = all_texts
+        self.all_texts: Sequence[str] = all_texts
         self.task: Task | None = task
-        self.home = home
-        self.arrived = arrived
-        self.due = due
-        self.rank = rank
+        self.home: Home = home
+        self.arrived: float = arrived
+        self.due: float = due
+        self.rank: float = rank
         self.return_errors = return_errors
-        self.missing = len(all_texts)
+        self.missing: int = len(all_texts)
         """Rows that have neither vector nor error yet."""
         self.results: list[Vector | Exception | None] = [None] * len(all_texts)
         self.error: Exception | None = None
@@ -242,13 +242,13 @@ class Segment:
     __slots__ = ("arrived", "bulk", "call", "due", "high", "low", "rank", "size_bytes")
 
     def __init__(self, bulk: Bulk, *, low: int, high: int, size_bytes: int) -> None:
-        self.bulk = bulk
-        self.low = low
-        self.high = high
-        self.size_bytes = size_bytes
-        self.arrived = bulk.arrived
-        self.due = bulk.due
-        self.rank = bulk.rank
+        self.bulk: Bulk = bulk
+        self.low: int = low
+        self.high: int = high
+        self.size_bytes: int = size_bytes
+        self.arrived: float = bulk.arrived
+        self.due: float = bulk.due
+        self.rank: float = bulk.rank
         self.call: Carrier | None = None
         bulk.segments.append(self)
 

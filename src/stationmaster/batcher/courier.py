@@ -64,11 +64,11 @@ class Courier:
         self._busy_answers = 0  # in a row
         self.calls: set[Call] = set()
         """Whose rows are neither answered nor queued: in flight, or waiting for their turn in a bisection."""
-        self.paused_until = -inf
+        self.paused_until: float = -inf
         """Nothing should be sent until then."""
-        self.answered = 0
+        self.answered: int = 0
         """Rows, so far."""
-        self.failed = 0
+        self.failed: int = 0
         """Rows, so far."""
         self.reasons: Counter[str] = Counter()
         """Calls, so far, by their reason."""

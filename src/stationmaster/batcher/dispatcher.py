@@ -44,16 +44,16 @@ class Dispatcher:
 
     def __init__(self, embedder: Embedder, *, policy: BatchPolicy, observer: Observer) -> None:
         self._policy = policy
-        self.queue = RowQueue(on_empty=self._look_for_rest)
-        self.cost = CostModel(policy.start_estimate_s)
-        self.courier = Courier(
+        self.queue: RowQueue = RowQueue(on_empty=self._look_for_rest)
+        self.cost: CostModel = CostModel(policy.start_estimate_s)
+        self.courier: Courier = Courier(
             embedder,
             queue=self.queue,
             cost=self.cost,
             longest_pause_s=policy.patience_s,
             observer=observer,
         )
-        self.carrying = 0
+        self.carrying: int = 0
         """Senders at work."""
         self._clock = trio.lowlevel.current_clock().current_time
         self._idle: list[Task] = []
@@ -65,10 +65,10 @@ class Dispatcher:
         self._expected_until = -inf
         self._draining = False
         self._at_rest = trio.Event()
-        self.quick_rows = 0
+        self.quick_rows: int = 0
         """With fewer rows in the queue one more needs no care (see rule 3)."""
         self._prompt_rows = 0
-        self.expired = 0
+        self.expired: int = 0
         """Rows, so far, whose deadlines were kept here and passed."""
 
     # ------------------------------------------------------------------------------------------------- for the batcher

@@ -38,17 +38,17 @@ class Call:
     __slots__ = ("answered", "live", "oldest", "parts", "rows", "scope", "started", "texts")
 
     def __init__(self, parts: list[Entry], texts: list[str], *, oldest: float) -> None:
-        self.parts = parts
-        self.texts = texts
-        self.rows = len(texts)
-        self.live = len(parts)
+        self.parts: list[Entry] = parts
+        self.texts: list[str] = texts
+        self.rows: int = len(texts)
+        self.live: int = len(parts)
         """Parts whose callers wait."""
-        self.oldest = oldest
+        self.oldest: float = oldest
         """Arrival of its oldest row."""
-        self.answered = False
+        self.answered: bool = False
         self.scope: trio.CancelScope | None = None
         """While it is in flight."""
-        self.started = oldest
+        self.started: float = oldest
         """When it was sent, last."""
         for part in parts:
             part.call = self
@@ -118,11 +118,11 @@ class RowQueue:
         self._entries: deque[Entry] = deque()
         self._on_empty = on_empty
         """Called when a leaving caller leaves the queue empty."""
-        self.rows = 0
+        self.rows: int = 0
         """Live rows."""
-        self.size_bytes = 0
+        self.size_bytes: int = 0
         """Their text."""
-        self.cancelled = 0
+        self.cancelled: int = 0
         """Rows whose callers were cancelled, here or in a call."""
         self._dead = 0
         self._oldest = inf
