@@ -42,8 +42,8 @@ async def test_the_demo_loses_doubles_and_delays_nothing(tmp_path: Path) -> None
     assert {"broker", "model-server", "receiver", "service", "producer"} <= set(roles(state))
     books = balance(state / "receiver.sqlite", dict.fromkeys(range(4), 15))
     assert (books.uploaded, books.lost, books.doubled) == (60, 0, 0)
-    assert books.outcomes["S004", "timedOut"] == 1
-    assert books.outcomes["S009", "failed"] == 1
+    assert books.outcomes["S004", "timedOut"] >= 1
+    assert books.outcomes["S009", "failed"] >= 1
 
 
 @pytest.mark.slow
