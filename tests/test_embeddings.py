@@ -19,7 +19,7 @@ from stationmaster.errors import (
     ProtocolError,
     RowRejectedError,
 )
-from stationmaster.http import MAX_RETRY_AFTER_S
+from stationmaster.http_words import MAX_RETRY_AFTER_S
 
 from .http_server import HANG, RESET, Reply, ScriptedServer, closed_port, open_server
 

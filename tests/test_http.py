@@ -14,13 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
-from stationmaster.http import (
+from stationmaster.http import HttpError, open_http_client
+from stationmaster.http_words import (
     ERROR_BODY_BYTES,
     MAX_RETRY_AFTER_S,
-    HttpError,
     bearer,
     error_text,
-    open_http_client,
     parse_retry_after,
 )
 

@@ -22,7 +22,7 @@ from stationmaster.batch import (
     Outcome,
     StationResult,
 )
-from stationmaster.http import MAX_RETRY_AFTER_S
+from stationmaster.http_words import MAX_RETRY_AFTER_S
 from stationmaster.sinks import encode_report, open_http_sink
 from stationmaster.testing.sink import Hang, RecordingSink, Slow
 

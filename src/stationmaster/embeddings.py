@@ -33,14 +33,8 @@ from stationmaster.errors import (
     ProtocolError,
     RowRejectedError,
 )
-from stationmaster.http import (
-    HttpError,
-    bearer,
-    error_text,
-    hide,
-    open_http_client,
-    parse_retry_after,
-)
+from stationmaster.http import HttpError, open_http_client
+from stationmaster.http_words import bearer, error_text, hide, parse_retry_after
 
 if TYPE_CHECKING:
     import ssl

@@ -291,7 +291,11 @@ async def _enter_batcher(
 async def _open_source(config: Config, observer: Observer) -> AsyncIterator[Source]:
     if config.source.kind == "file":
         assert config.file is not None  # noqa: S101 - load_config saw to it
-        async with open_file_source(config.file.path, topic=config.file.topic) as file_source:
+        async with open_file_source(
+            config.file.path,
+            topic=config.file.topic,
+            max_line_bytes=config.limits.message_bytes,
+        ) as file_source:
             yield file_source
         return
     assert config.kafka is not None  # noqa: S101 - load_config saw to it

@@ -33,9 +33,9 @@ def main(brokers: int, topics: tuple[str, ...]) -> None:
 
     Prints one line, {"bootstrapServers": "host:port,..."}, when it can be used.
     """
-    # The cluster lives inside this client; 1.1.1.1 is what the client demands and never uses.
+    # The cluster lives inside this client, which demands an address and never uses it.
     cluster = Producer(
-        {"bootstrap.servers": "1.1.1.1", "test.mock.num.brokers": brokers, "log_level": 0}
+        {"bootstrap.servers": "127.0.0.1:1", "test.mock.num.brokers": brokers, "log_level": 0}
     )
     addresses = [
         f"{b.host}:{b.port}" for b in cluster.list_topics(timeout=_ANSWER_S).brokers.values()

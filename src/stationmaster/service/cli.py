@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import structlog
 import trio
 
 from stationmaster import __version__
@@ -249,20 +250,38 @@ def run_command_line() -> int:
 
 
 def _tell(error: Exception) -> None:
-    """Say plainly what ended the service; anything unforeseen with its traceback."""
+    """Say plainly what went wrong; anything unforeseen with its traceback."""
+    foreseen, unforeseen = _split(error)
+    for leaf in foreseen:
+        click.echo(f"stationmaster: {leaf}", err=True)
+    if unforeseen is not None:
+        traceback.print_exception(unforeseen)
+
+
+def _split(error: Exception) -> tuple[list[Exception], Exception | None]:
+    """Tell our own errors, one by one, from whatever else is in a group."""
     group = error if isinstance(error, ExceptionGroup) else ExceptionGroup("", [error])
     foreseen, rest = group.split(StationmasterError)
-    for leaf in _leaves(foreseen) if foreseen is not None else ():
-        click.echo(f"stationmaster: {leaf}", err=True)
-    if rest is not None:
-        traceback.print_exception(rest)
+    unforeseen = error if foreseen is None else rest
+    return _leaves(foreseen) if foreseen is not None else [], unforeseen
 
 
 def _serve(config: Config, tally: Tally, *, end_with_parent: bool = False) -> int:
     configure_logs(config.log.level, config.log.format, sys.stderr)
     _hang_on_parent(wanted=end_with_parent)
     observer = Observers((tally, LogObserver()))
-    return trio.run(partial(run_service, config, observer=observer))
+    try:
+        return trio.run(partial(run_service, config, observer=observer))
+    except ConfigError:
+        raise
+    except Exception as error:
+        foreseen, unforeseen = _split(error)
+        log = structlog.stdlib.get_logger("stationmaster")
+        for leaf in foreseen:
+            log.critical("service failed", error=str(leaf))
+        if unforeseen is not None:
+            log.critical("service failed", exc_info=unforeseen)
+        return EXIT_INTERNAL
 
 
 def _hang_on_parent(*, wanted: bool) -> None:
