@@ -158,8 +158,7 @@ class Demo:
         while True:
             async with _open_process(part, self._log(part)) as process:
                 part.process = process
-                if part.ready.is_set():
-                    self.tell()
+                self.tell()
                 code = await process.wait()
             part.process = None
             if part.stopping or (code == 0 and not part.again):
