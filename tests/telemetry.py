@@ -99,6 +99,7 @@ async def stations_of(
         idle_s=idle_s,
         result_bytes=result_bytes,
         on_eased=on_eased,
+        on_crash=lambda: None,
         observer=observer or NullObserver(),
     ) as stations:
         yield stations

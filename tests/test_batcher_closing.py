@@ -150,16 +150,20 @@ async def test_a_cancelled_batcher_answers_everybody_who_waits_outside_at_once(
             await batcher.embed("late")
 
 
-async def test_a_batcher_that_is_cancelled_around_a_shielded_body_takes_nothing_more(
+async def test_a_body_that_is_cancelled_and_shields_itself_is_answered_until_it_leaves(
     autojump_clock: MockClock,
 ) -> None:
+    embedder = ScriptedEmbedder(seconds_per_call=1.0)
     with trio.CancelScope() as scope:
-        async with open_batcher(ScriptedEmbedder()) as batcher:
+        async with open_batcher(embedder) as batcher:
             with trio.CancelScope(shield=True):
                 scope.cancel()
                 await wait_all_tasks_blocked()
-                with pytest.raises(BatcherClosedError, match="it was cancelled"):
-                    await batcher.embed("late")
+                assert await batcher.embed("late") == embedder.vector("late")
+            await trio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+    with pytest.raises(BatcherClosedError, match="it was cancelled"):
+        await batcher.embed("too late")
 
 
 async def test_an_error_in_the_body_is_the_cause_for_those_outside(

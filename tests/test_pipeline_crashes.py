@@ -8,10 +8,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from stationmaster.batch import Outcome
+from stationmaster.batcher import open_batcher
 from stationmaster.errors import UploadFailedError
 from stationmaster.events import BatchClosed, BatchOpened
 from stationmaster.pipeline import open_pipeline
-from stationmaster.testing import Hang, RecordingSink, Slow
+from stationmaster.testing import Hang, MemorySource, RecordingSink, ScriptedEmbedder, Slow
 from tests.pipelines import Setting, never, one_second
 from tests.telemetry import message_bytes
 
@@ -210,6 +212,44 @@ async def test_lack_of_memory_and_an_interrupt_in_a_handler_end_the_pipeline(
     with pytest.raises(kind):
         await setting.run(handle)
     assert trio.current_time() <= 15
+    assert setting.sink.reports == {}
+    assert setting.committed == 0
+
+
+async def test_a_crash_of_one_station_uploads_no_batch_half(autojump_clock: MockClock) -> None:
+    async def handle(station: StationInput) -> dict[str, int]:
+        if station.station_id == "S2":
+            raise MemoryError
+        await trio.sleep(1)
+        return {"x": 1}
+
+    source, sink = MemorySource(), RecordingSink()
+    source.put("air", 0, b'{"stationData": [{"stationId": "S1"}, {"stationId": "S2"}]}')
+    with pytest.raises(MemoryError):
+        async with open_pipeline(source, handler=handle, sink=sink) as pipeline:
+            await pipeline.wait_finished()
+    assert sink.attempts == []
+    assert source.committed == {}
+    assert pipeline.dropped == 1
+
+
+async def test_cancelling_everything_around_still_lets_the_batcher_answer_what_is_open(
+    autojump_clock: MockClock,
+) -> None:
+    source, sink = MemorySource(), RecordingSink()
+    source.put("air", 0, b'{"stationData": [{"stationId": "S1"}, {"stationId": "S2"}]}')
+    with trio.move_on_after(1) as around:
+        async with open_batcher(ScriptedEmbedder(seconds_per_call=2)) as batcher:
+
+            async def handle(station: StationInput) -> dict[str, int]:
+                return {"dimensions": len(await batcher.embed(station.station_id))}
+
+            async with open_pipeline(source, handler=handle, sink=sink) as pipeline:
+                await pipeline.wait_finished()
+    assert around.cancelled_caught
+    (report,) = sink.reports.values()
+    assert [result.outcome for result in report.results] == [Outcome.SUCCEEDED] * 2
+    assert source.committed == {("air", 0): 1}
 
 
 async def test_two_errors_come_out_together(autojump_clock: MockClock) -> None:

@@ -142,6 +142,7 @@ class Collector:
                 )
             counts[result.outcome] += 1
             results.append(result)
+        self._outcomes = {}  # a stuck station may hold this collector for long
         return BatchReport(
             batch=self.batch,
             closed_by=closed_by,
@@ -152,8 +153,10 @@ class Collector:
         )
 
     def drop(self) -> None:
-        """Close the batch without a report: it comes again."""
+        """Close the batch without a report: it comes again. Whoever waits for `done` finds it closed."""
         self._shut()
+        self._outcomes = {}
+        self.done.set()
 
     def _shut(self) -> dict[str, Callable[[], None]]:
         self.closed = True

@@ -91,7 +91,7 @@ class QueueFullError(BatcherError):
 
 
 class RequestTooLargeError(BatcherError):
-    """The request can never fit: more rows, tokens or bytes than the batcher may ever hold."""
+    """The request can never fit: more rows or bytes than the batcher may ever hold."""
 
 
 class DeadlineUnreachableError(BatcherError):

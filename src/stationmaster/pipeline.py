@@ -140,7 +140,10 @@ class Pipeline:
         self._stations: Stations | None = None
         self._polling = trio.CancelScope()
         self._shields: set[trio.CancelScope] = set()
+        self._waiting: set[Collector] = set()
+        """Open batches that are not decided yet."""
         self._end = math.inf  # of the grace, once it has begun
+        self._ending = trio.Event()
         self._finished = trio.Event()
         self._dropped = 0
 
@@ -157,6 +160,13 @@ class Pipeline:
     async def wait_finished(self) -> None:
         """Wait until nothing is open any more: the source is at its end, or the pipeline was drained."""
         await self._finished.wait()
+
+    async def wait_ending(self) -> None:
+        """Wait until it begins to end: drained, cancelled, broken, or with nothing left to do.
+
+        From then on it takes `grace_s` at most, unless a handler cannot be cancelled.
+        """
+        await self._ending.wait()
 
     @property
     def dropped(self) -> int:
@@ -200,6 +210,7 @@ class Pipeline:
             idle_s=settings.idle_s,
             result_bytes=settings.result_bytes,
             on_eased=self._intake.nudge,
+            on_crash=self._drop_incomplete,
             observer=self._observer,
         ) as self._stations:
             async with trio.open_nursery() as batches:
@@ -222,6 +233,7 @@ class Pipeline:
                     with self._polling:
                         await poller.run()
                     await self._intake.wait_idle()
+                    self._ending.set()
                 except trio.Cancelled:
                     # A batch or a station ended in a bug. The batch tasks go on under their shields: give them an end.
                     self._draw_in(trio.current_time() + settings.grace_s)
@@ -272,10 +284,12 @@ class Pipeline:
         """Own one batch from its opening to its end."""
         batch = collector.batch
         try:
+            self._waiting.add(collector)
             with self._shielded(until=collector.deadline):
                 await collector.done.wait()
+            self._waiting.discard(collector)
             now = trio.current_time()
-            if now >= self._end:
+            if collector.closed or now >= self._end:
                 # Even if it is complete: its stations are cancelled too, their errors are no answers.
                 self._drop(collector)
                 return
@@ -298,6 +312,12 @@ class Pipeline:
         for offsets in batch.ranges:
             self._source.account(offsets)
 
+    def _drop_incomplete(self) -> None:
+        """The stations die of a bug: a batch that still waits for answers would be uploaded half."""
+        for collector in self._waiting:
+            if not collector.done.is_set():
+                collector.drop()
+
     def _drop(self, collector: Collector) -> None:
         collector.drop()
         self._dropped += 1
@@ -316,6 +336,7 @@ class Pipeline:
                 self._shields.discard(scope)
 
     def _draw_in(self, end: float) -> None:
+        self._ending.set()
         self._end = min(self._end, end)
         for scope in self._shields:
             scope.deadline = min(scope.deadline, self._end)

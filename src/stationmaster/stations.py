@@ -91,6 +91,7 @@ class Stations:
         idle_s: float,
         result_bytes: int,
         on_eased: Callable[[], None],
+        on_crash: Callable[[], None],
         observer: Observer,
     ) -> None:
         self._nursery = nursery
@@ -101,6 +102,7 @@ class Stations:
         self._result_bytes = result_bytes
         self._observer = observer
         self._on_eased = on_eased
+        self._on_crash = on_crash
         self._live: dict[str, Station] = {}
         # Those that wait for a job, the longest idle first. An OrderedDict, because a dict is slow at its front.
         self._idle: OrderedDict[str, Station] = OrderedDict()
@@ -157,7 +159,15 @@ class Stations:
         self._nursery.start_soon(self._run, station, receive, name=f"station {station_id}")
         return station
 
-    async def _run(  # noqa: ASYNC910 - `_serve` waits for a job first
+    async def _run(self, station: Station, receive: trio.MemoryReceiveChannel[Collecting]) -> None:
+        try:
+            await self._live_on(station, receive)
+        except BaseException as error:
+            if not _is_cancellation(error):
+                self._on_crash()  # before the others are cancelled: their errors then are no answers
+            raise
+
+    async def _live_on(  # noqa: ASYNC910 - `_serve` waits for a job first
         self, station: Station, receive: trio.MemoryReceiveChannel[Collecting]
     ) -> None:
         """Serve a station to the end of its channel, anew whenever a helper task of its handler fails."""
@@ -301,6 +311,12 @@ class Stations:
         return True
 
 
+def _is_cancellation(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1] is None
+    return isinstance(error, trio.Cancelled)
+
+
 def _is_fatal(error: Exception) -> bool:
     if isinstance(error, ExceptionGroup):
         return error.subgroup(MemoryError) is not None
@@ -328,6 +344,7 @@ async def open_stations(
     idle_s: float,
     result_bytes: int,
     on_eased: Callable[[], None],
+    on_crash: Callable[[], None],
     observer: Observer,
 ) -> AsyncIterator[Stations]:
     """Own the station tasks; leaving the block cancels them.
@@ -339,6 +356,7 @@ async def open_stations(
         idle_s: an idle station is given up after this many seconds (at latest after one and a half times that).
         result_bytes: bound of one encoded result.
         on_eased: called when an expected wait may have fallen: a station is idle, or its service time is known now.
+        on_crash: called before an error that is no outcome (MemoryError, a bug) takes all stations down.
         observer: hears of helper tasks that fail.
     """
     async with trio.open_nursery() as nursery:
@@ -350,6 +368,7 @@ async def open_stations(
             idle_s=idle_s,
             result_bytes=result_bytes,
             on_eased=on_eased,
+            on_crash=on_crash,
             observer=observer,
         )
         nursery.start_soon(stations._reap_idle, name="station reaper")  # noqa: SLF001 - its own module

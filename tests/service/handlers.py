@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
 
-    from stationmaster import StationInput
+    from stationmaster import Resources, StationInput
 
 
 async def brief(station: StationInput) -> Mapping[str, Any]:
@@ -21,6 +23,33 @@ async def brief(station: StationInput) -> Mapping[str, Any]:
 async def stuck(station: StationInput) -> Mapping[str, Any]:
     """Never answer."""
     await trio.sleep_forever()
+
+
+async def blocking(station: StationInput) -> None:
+    """Block the event loop for longer than any test waits."""
+    time.sleep(120)  # noqa: ASYNC251 - the mistake that the last resort is for
+
+
+async def in_a_thread(station: StationInput) -> None:
+    """Hide in a thread that cannot be cancelled."""
+    await trio.to_thread.run_sync(time.sleep, 120)
+
+
+def not_async(station: StationInput) -> dict[str, int]:
+    """Look like a handler, without the async."""
+    return {"readings": len(station.readings)}
+
+
+def make_number(resources: Resources) -> int:
+    """Look like a factory."""
+    return 7
+
+
+@asynccontextmanager
+async def open_number(resources: Resources) -> AsyncIterator[int]:
+    """Look even more like one."""
+    await trio.lowlevel.checkpoint()
+    yield 7
 
 
 NOT_A_HANDLER = 7

@@ -101,6 +101,10 @@ def test_the_effective_configuration_can_be_printed(
         ("no.such.module:handle", "cannot be imported"),
         ("tests.service.handlers:missing", "has no 'missing'"),
         ("tests.service.handlers:NOT_A_HANDLER", "expected an async function"),
+        ("tests.service.handlers:not_async", "expected an async function"),
+        ("tests.service.handlers:open_number", "expected an async function"),
+        ("tests.service.handlers:make_number", "expected an async context manager"),
+        ("tests.service.broken_module:handle", "its module fails with ZeroDivisionError"),
     ],
 )
 def test_a_handler_that_is_none_is_a_fault_of_configuration(

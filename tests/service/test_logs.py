@@ -391,22 +391,22 @@ def test_the_log_is_an_observer() -> None:
 # ----------------------------------------------------------------------------------------------------------- repeats
 
 
-def refused(reason: str) -> events.MessageRefused:
-    return events.MessageRefused(record=RECORD, reason=reason, detail="")
+def trouble(kind: str) -> events.SourceTrouble:
+    return events.SourceTrouble(kind=kind, detail="")
 
 
 def test_repeated_errors_are_told_once_a_minute_with_the_number_left_out() -> None:
     log = Log()
 
-    first = log.written_for(*[refused("not-json")] * 5)
+    first = log.written_for(*[trouble("not-json")] * 5)
     log.clock.now += 59.9
-    within = log.written_for(refused("not-json"))
+    within = log.written_for(trouble("not-json"))
     log.clock.now += 0.1
-    second = log.written_for(*[refused("not-json")] * 3)
+    second = log.written_for(*[trouble("not-json")] * 3)
     log.clock.now += 60.0
-    third = log.written_for(refused("not-json"))
+    third = log.written_for(trouble("not-json"))
     log.clock.now += 60.0
-    fourth = log.written_for(refused("not-json"))
+    fourth = log.written_for(trouble("not-json"))
 
     assert len(first) == 1
     assert "repeated" not in first[0]
@@ -419,7 +419,6 @@ def test_repeated_errors_are_told_once_a_minute_with_the_number_left_out() -> No
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (refused("not-json"), refused("not-utf8")),
         (
             events.CallFailed(rows=1, seconds=0.0, error=EmbedderBusyError("wait")),
             events.CallFailed(rows=1, seconds=0.0, error=ProtocolError("odd")),
@@ -449,34 +448,35 @@ def test_each_kind_of_error_has_its_own_minute(one: events.Event, other: events.
     assert len(log.written_for(one, other, one, other)) == 2
 
 
-def test_the_end_of_an_upload_and_every_batch_are_told_always() -> None:
+def test_the_end_of_an_upload_a_batch_and_a_message_are_told_always() -> None:
     ends: list[events.Event] = [
         events.UploadFailed(batch_id="a", attempts=1, reason="503"),
         events.UploadRejected(report=GOOD, status=422, answer=""),
         events.BatchDropped(batch=a_batch()),
+        events.MessageRefused(record=RECORD, reason="not-json", detail=""),
     ]
 
-    assert len(Log().written_for(*ends * 3)) == 9
+    assert len(Log().written_for(*ends * 3)) == 12
 
 
 def test_kinds_beyond_the_bound_share_one_until_old_ones_are_forgotten() -> None:
     log = Log()
 
-    known = log.written_for(*(refused(f"kind-{number}") for number in range(64)))
-    beyond = log.written_for(*(refused(f"more-{number}") for number in range(10)))
+    known = log.written_for(*(trouble(f"kind-{number}") for number in range(64)))
+    beyond = log.written_for(*(trouble(f"more-{number}") for number in range(10)))
     log.clock.now += 60.0
-    later = log.written_for(refused("more-0"), refused("more-1"), refused("kind-0"))
+    later = log.written_for(trouble("more-0"), trouble("more-1"), trouble("kind-0"))
 
     assert len(known) == 64
-    assert [line["reason"] for line in beyond] == ["more-0"]
-    assert [line["reason"] for line in later] == ["more-0", "more-1", "kind-0"]
+    assert [line["kind"] for line in beyond] == ["more-0"]
+    assert [line["kind"] for line in later] == ["more-0", "more-1", "kind-0"]
 
 
 def test_errors_without_number_and_of_ever_new_kinds_stay_within_bounds() -> None:
     log = Log("error")
 
     for number in range(10_000):
-        log.observer.observe(refused(f"kind-{number}"))
+        log.observer.observe(trouble(f"kind-{number}"))
         log.clock.now += 0.5
 
     assert len(log.observer._repeats._told) <= 65

@@ -275,3 +275,53 @@ async def test_a_replay_of_the_same_file_adds_nothing(tmp_path: Path) -> None:
 
     assert len(batches) == 30
     assert deliveries == 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("handler", ["blocking", "in_a_thread"])
+async def test_a_handler_that_cannot_be_stopped_is_left_behind_after_the_grace(
+    handler: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "hour.jsonl"
+    file.write_bytes(message(1, stations=1) + b"\n")
+    async with open_receiver(tmp_path) as receiver:
+        config = kafka_config(
+            tmp_path,
+            broker="127.0.0.1:1",
+            topic=TOPIC,
+            receiver=receiver.url,
+            handler=f"tests.service.handlers:{handler}",
+            extra="[batch]\ndeadline_s = 60.0\n[shutdown]\ngrace_s = 1.0",
+        )
+        async with open_part("replay", str(file), "--config", str(config)) as service:
+            await service.wait_line('"batch created"')
+            began = trio.current_time()
+            service.process.terminate()
+            code = await service.ends()
+
+    assert code == 75
+    assert trio.current_time() - began < 20  # the grace and 10 s, against 120 s
+    assert "something hangs past the grace" in service.lines[-1]
+    assert receiver.part.process.returncode is not None
+
+
+@pytest.mark.slow
+async def test_an_error_ends_the_service_even_if_a_handler_hangs_in_a_thread(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "hours.jsonl"
+    file.write_bytes(message(1, stations=1) + b"\n")
+    async with open_receiver(tmp_path, "--status", "503") as receiver:
+        config = kafka_config(
+            tmp_path,
+            broker="127.0.0.1:1",
+            topic=TOPIC,
+            receiver=receiver.url,
+            handler="tests.service.handlers:in_a_thread",
+            extra="[batch]\ndeadline_s = 0.5\n[shutdown]\ngrace_s = 1.0",
+        )
+        options = ("--set", "upload.timeout_s=1.0", "--set", "upload.attempt_timeout_s=0.5")
+        async with open_part("replay", str(file), "--config", str(config), *options) as service:
+            code = await service.ends()
+
+    assert code == 70

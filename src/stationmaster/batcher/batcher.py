@@ -397,11 +397,16 @@ async def open_batcher(
     ) -> None:
         task_status.started()  # before its parent runs again the part stands where it waits for work
         try:
-            await part()
+            # Whatever cancels the whole stack reaches inner rings through the block's body: they may want to drain, and
+            # need answers for that. The shield ends when the body is left.
+            with trio.CancelScope(shield=True) as shield:
+                shields.append(shield)
+                await part()
         except BaseException as error:
             batcher._end(error)  # noqa: SLF001
             raise
 
+    shields: list[trio.CancelScope] = []
     with plain_errors():
         async with trio.open_nursery() as nursery:
             for number in range(policy.max_in_flight):
@@ -413,5 +418,8 @@ async def open_batcher(
             except BaseException as error:
                 batcher._end(error)  # noqa: SLF001
                 raise
-            batcher._end(None)  # noqa: SLF001
-            nursery.cancel_scope.cancel()
+            else:
+                batcher._end(None)  # noqa: SLF001
+            finally:
+                for shield in shields:
+                    shield.cancel()

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import attrs
 import structlog
@@ -24,18 +24,17 @@ import trio
 from stationmaster.batch import ClosedBy, Outcome
 from stationmaster.batcher import Batcher, BatchPolicy, open_batcher
 from stationmaster.embeddings import open_openai_embedder
-from stationmaster.errors import plain_errors
+from stationmaster.errors import ConfigError, plain_errors
 from stationmaster.events import (
     BatchClosed,
     BatchDropped,
-    BatchOpened,
     EmptyBatch,
     MessageRefused,
     UploadDone,
     UploadRejected,
 )
 from stationmaster.files import open_file_source
-from stationmaster.handlers import Resources
+from stationmaster.handlers import EmbedOptions, Resources
 from stationmaster.kafka import KafkaSettings, open_kafka_source
 from stationmaster.messages import Limits
 from stationmaster.pipeline import Pipeline, PipelineSettings, open_pipeline
@@ -44,6 +43,7 @@ from stationmaster.sinks import open_http_sink
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from types import FrameType
 
     from stationmaster.abc import Observer, Source
     from stationmaster.events import Event
@@ -82,7 +82,6 @@ class Observers:
 class Tally:
     """Counts what happened, for the summary at the end."""
 
-    opened: int = 0
     uploaded: int = 0
     results: int = 0
     rejected: int = 0
@@ -90,19 +89,15 @@ class Tally:
     empty: int = 0
     refused: int = 0
     by_deadline: int = 0
-    worst_lateness_s: float = 0.0
     unsuccessful: dict[Outcome, int] = attrs.field(factory=dict)
     detailed: bool = False
 
     def observe(self, event: Event, /) -> None:
         """Count it."""
         match event:
-            case BatchOpened():
-                self.opened += 1
             case BatchClosed():
                 report = event.report
                 self.by_deadline += report.closed_by is ClosedBy.DEADLINE
-                self.worst_lateness_s = max(self.worst_lateness_s, event.lateness_s)
                 for outcome, count in report.counts.items():
                     if outcome is not Outcome.SUCCEEDED:
                         self.unsuccessful[outcome] = self.unsuccessful.get(outcome, 0) + count
@@ -122,10 +117,40 @@ class Tally:
 
 
 @attrs.define(eq=False)
+class LastResort:
+    """Ends the process after a while, come what may: a thread, or a handler that shields itself, goes on for ever."""
+
+    _timers: list[threading.Timer] = attrs.field(factory=list)
+
+    def arm(self, seconds: float, code: int) -> None:
+        """End the process so many seconds from now; the earliest time counts."""
+        timer = threading.Timer(seconds, self._leave, (code,))
+        timer.daemon = True
+        timer.start()
+        self._timers.append(timer)
+
+    def __enter__(self) -> Self:
+        """Arm it within the block only."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Everything ended by itself."""
+        for timer in self._timers:
+            timer.cancel()
+
+    @staticmethod
+    def _leave(code: int) -> None:
+        sys.stderr.write("stationmaster: something hangs past the grace; leaving it behind\n")
+        sys.stderr.flush()
+        os._exit(code)
+
+
+@attrs.define(eq=False)
 class Shutdown:
     """What signals do: the first drains the pipeline, the second stops it at once."""
 
     grace_s: float
+    last_resort: LastResort = attrs.field(factory=LastResort)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     """Around everything that is opened after the signals."""
     pipeline: Pipeline | None = None
@@ -143,37 +168,42 @@ class Shutdown:
         log = structlog.stdlib.get_logger("stationmaster")
         if self.requests == 1:
             log.info("draining", grace_s=self.grace_s)
-            _leave_at_last_after(self.grace_s + _LAST_RESORT_S)
             if self.pipeline is None:
                 self.scope.cancel()
             else:
                 self.pipeline.drain(grace_s=self.grace_s)
         else:
             log.warning("stopping now", open_batches="come again after the next start")
-            _leave_at_last_after(_LAST_RESORT_S)
+            self.last_resort.arm(_LAST_RESORT_S, EXIT_CUT_SHORT)
             if self.pipeline is not None:
                 self.pipeline.drain(grace_s=0)
             self.scope.cancel()
 
+    async def limit_the_end_of(self, pipeline: Pipeline) -> None:
+        """Arm the last resort when the pipeline ends by itself or by an error: a handler may hang then, too."""
+        await pipeline.wait_ending()
+        code = EXIT_CUT_SHORT if self.requests else EXIT_INTERNAL
+        self.last_resort.arm(self.grace_s + _LAST_RESORT_S, code)
+
     async def listen(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Take SIGTERM and SIGINT until cancelled."""
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._arm_before(number)
             task_status.started()
             async for _ in signals:
                 self.request()
 
+    def _arm_before(self, number: signal.Signals) -> None:
+        """Let a signal arm the last resort even while a handler blocks the loop: Python runs this between two steps."""
+        pass_on = signal.getsignal(number)
+        assert callable(pass_on)  # noqa: S101 - trio has just installed it; it puts the old one back, too
 
-def _leave_at_last_after(seconds: float) -> None:
-    """End the process after so long, come what may: a thread of a client library cannot be cancelled."""
+        def arm_and_pass_on(signum: int, frame: FrameType | None) -> None:
+            self.last_resort.arm(self.grace_s + _LAST_RESORT_S, EXIT_CUT_SHORT)
+            pass_on(signum, frame)
 
-    def leave() -> None:
-        sys.stderr.write("stationmaster: something hangs past the grace; leaving it behind\n")
-        sys.stderr.flush()
-        os._exit(EXIT_CUT_SHORT)
-
-    timer = threading.Timer(seconds, leave)
-    timer.daemon = True
-    timer.start()
+        signal.signal(number, arm_and_pass_on)
 
 
 async def run_service(config: Config, *, observer: Observer) -> int:
@@ -185,7 +215,7 @@ async def run_service(config: Config, *, observer: Observer) -> int:
     """
     shutdown = Shutdown(grace_s=config.shutdown.grace_s)
     pipeline: Pipeline | None = None
-    with plain_errors():
+    with plain_errors(), shutdown.last_resort:
         async with trio.open_nursery() as signals:
             await signals.start(shutdown.listen)
             with shutdown.scope:
@@ -217,6 +247,7 @@ async def run_service(config: Config, *, observer: Observer) -> int:
                         observer=observer,
                     ) as pipeline:
                         shutdown.watch(pipeline)
+                        signals.start_soon(shutdown.limit_the_end_of, pipeline)
                         await pipeline.wait_finished()
             signals.cancel_scope.cancel()
     if pipeline is not None and pipeline.dropped:
@@ -225,6 +256,27 @@ async def run_service(config: Config, *, observer: Observer) -> int:
         )
         return EXIT_CUT_SHORT
     return EXIT_OK
+
+
+def check_settings(config: Config) -> None:
+    """Check what only the parts themselves know about their settings.
+
+    Raises:
+        ConfigError: with every fault.
+    """
+    faults: list[str] = []
+    if config.stations.handler == "embed":
+        try:
+            EmbedOptions.read(config.stations.options)
+        except ConfigError as error:
+            faults += error.faults
+    if config.kafka is not None:
+        try:
+            KafkaSettings(**attrs.asdict(config.kafka))
+        except ConfigError as error:
+            faults += error.faults
+    if faults:
+        raise ConfigError(faults)
 
 
 def _reveal(secret: Secret | None) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
@@ -28,13 +27,16 @@ from stationmaster.service.app import (
     EXIT_USAGE,
     Observers,
     Tally,
+    check_settings,
     run_service,
 )
 from stationmaster.service.children import end_with_parent
 from stationmaster.service.config_reading import load_config, render
+from stationmaster.service.config_rules import toml_text
 from stationmaster.service.logs import LogObserver, configure_logs
 
 if TYPE_CHECKING:
+    from stationmaster.abc import Observer
     from stationmaster.service.config import Config
 
 _CONFIG = click.option(
@@ -56,7 +58,11 @@ _WITH_PARENT = click.option(
 )
 _HOST = click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 _PORT = click.option(
-    "--port", default=0, show_default=True, help="Port to listen on; 0 is any free one."
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=0,
+    show_default=True,
+    help="Port to listen on; 0 is any free one.",
 )
 
 
@@ -69,7 +75,8 @@ def command_line() -> None:
     list when all stations answered, a quorum has, or the deadline strikes.
 
     \b
-    Exit codes: 0 fine, 64 usage, 70 internal, 75 cut short (what was open comes again), 78 configuration.
+    Exit codes: 0 fine, 64 usage, 70 internal, 75 cut short (what was open comes again), 78 configuration;
+    1 is the demo's: its books do not balance, or it was interrupted.
     """
 
 
@@ -80,7 +87,7 @@ def command_line() -> None:
 def run(config_path: Path, overrides: tuple[str, ...], end_with_parent: bool) -> int:
     """Run the service until SIGTERM or SIGINT, which drains; a second signal stops at once."""
     config = load_config(config_path, overrides=overrides, environ=os.environ)
-    return _serve(config, Tally(), end_with_parent=end_with_parent)
+    return _serve(config, end_with_parent=end_with_parent)
 
 
 @command_line.command()
@@ -93,7 +100,7 @@ def replay(file: Path, config_path: Path, overrides: tuple[str, ...]) -> int:
     Topic: `[file] topic`, else the file's name without suffix; partition 0; offset: the line, from 0; timestamp: the
     message's own. The same file gives the same batch ids again.
     """
-    source = ("source.kind='file'", f"file.path={json.dumps(str(file))}")
+    source = ("source.kind='file'", f"file.path={toml_text(str(file))}")
     config = load_config(config_path, overrides=(*overrides, *source), environ=os.environ)
     tally = Tally()
     code = _serve(config, tally)
@@ -117,8 +124,12 @@ def replay(file: Path, config_path: Path, overrides: tuple[str, ...]) -> int:
     "--print", "show", is_flag=True, help="Print the effective configuration, secrets hidden."
 )
 def check_config(file: Path, overrides: tuple[str, ...], show: bool) -> int:
-    """Check the configuration FILE and name every fault at once, each with its path."""
+    """Check the configuration FILE and name every fault at once, each with its path.
+
+    Whether a handler of one's own exists is looked at when the service starts.
+    """
     config = load_config(file, overrides=overrides, environ=os.environ)
+    check_settings(config)
     click.echo(render(config) if show else f"{file}: fine")
     return EXIT_OK
 
@@ -148,7 +159,7 @@ def demo(batches: int, seconds: float, headless: bool, state: Path | None) -> in
     """Run everything on this machine: broker, producer, model server, receiver, and the service between them.
 
     Real station data, real sockets, one station that hangs and one that fails. The summary at the end is checked
-    against the receiver's database; exit code 0 only if nothing was lost, doubled or late.
+    against the receiver's database; exit code 0 only if nothing was lost, doubled or late, else 1.
     """
     live = not headless and sys.stdout.isatty()
     return trio.run(
@@ -200,7 +211,7 @@ def model_server(
     "--fail-rate", default=0.0, type=click.FloatRange(0, 1), help="Share of uploads to fail."
 )
 @click.option(
-    "--latency-ms", default=0.0, type=click.FloatRange(min=0), help="Delay of every answer."
+    "--latency-ms", default=0.0, type=click.FloatRange(0, 3_600_000), help="Delay of every answer."
 )
 @click.option(
     "--status", type=click.IntRange(200, 599), help="Answer this to everything, store nothing."
@@ -266,10 +277,11 @@ def _split(error: Exception) -> tuple[list[Exception], Exception | None]:
     return _leaves(foreseen) if foreseen is not None else [], unforeseen
 
 
-def _serve(config: Config, tally: Tally, *, end_with_parent: bool = False) -> int:
+def _serve(config: Config, *others: Observer, end_with_parent: bool = False) -> int:
+    check_settings(config)
     configure_logs(config.log.level, config.log.format, sys.stderr)
     _hang_on_parent(wanted=end_with_parent)
-    observer = Observers((tally, LogObserver()))
+    observer = Observers((*others, LogObserver()))
     try:
         return trio.run(partial(run_service, config, observer=observer))
     except ConfigError:

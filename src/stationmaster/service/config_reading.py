@@ -38,6 +38,7 @@ _LARGEST_FILE_BYTES: Final = 1_048_576
 _LARGEST_SECRET_BYTES: Final = 16_384
 _SECRET: Final = re.compile(r"[!-~]+")
 _KAFKA_OPTIONS: Final = "kafka.options"
+_MAY_HOLD_SECRETS: Final = (_KAFKA_OPTIONS, "stations.options")
 
 
 def load_config(
@@ -89,13 +90,31 @@ def render(config: Config) -> str:
                 lines.append(f"# {key} is set, and hidden")
                 continue
             if isinstance(value, Mapping):
-                hidden = [option for option in value if is_secret_name(option)]
-                lines += [f"# {key}.{toml_key(option)} is set, and hidden" for option in hidden]
-                value = {option: value[option] for option in value if option not in hidden}
+                value, hidden = _without_secrets(value, toml_key(key))
+                lines += [f"# {option} is set, and hidden" for option in hidden]
+            if (name, key) == ("upload", "url") and "?" in value:
+                value = value.partition("?")[0]
+                lines.append("# the query of url is set, and hidden")
             if value is not None:
                 lines.append(f"{key} = {toml_text(value)}")
         lines.append("")
     return "\n".join(lines)
+
+
+def _without_secrets(options: Mapping[str, Any], path: str) -> tuple[dict[str, Any], list[str]]:
+    """Leave out what has a secret's name, at any depth; return the rest, and the paths of what was left out."""
+    shown: dict[str, Any] = {}
+    hidden: list[str] = []
+    for name, value in options.items():
+        here = f"{path}.{toml_key(name)}"
+        if is_secret_name(name):
+            hidden.append(here)
+        elif isinstance(value, Mapping):
+            shown[name], below = _without_secrets(value, here)
+            hidden += below
+        else:
+            shown[name] = value
+    return shown, hidden
 
 
 # ---------------------------------------------------------------------------------------------------------- a reader
@@ -137,6 +156,10 @@ class _Reader:
             self.origins[path] = origin
         else:
             value = _parse(text, key)
+            if path in _MAY_HOLD_SECRETS and not isinstance(value, dict):
+                # The text may be a secret in the wrong notation: it is not shown.
+                self.complain(path, Complaint("is no TOML table", key.expected), origin=origin)
+                return
             if path == _KAFKA_OPTIONS and isinstance(value, dict) and not may_be_secret:
                 self.refuse_secrets(value, origin=origin)
             below = self.tree.setdefault(table, {})

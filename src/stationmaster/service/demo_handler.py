@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SLOW_STATION = "S004"
 FAILING_STATION = "S009"
+FIRST_FAULT = 5
+"""The offset in partition 0 of the first message with faults."""
 
 
 class SensorError(Exception):
@@ -32,7 +34,7 @@ async def open_handler(resources: Resources) -> AsyncIterator[StationHandler]:
 
         async def handle(station: StationInput) -> Mapping[str, Any] | None:
             message = station.message
-            if message.partition == 0 and message.offset % 16 == 5:
+            if message.partition == 0 and message.offset % 16 == FIRST_FAULT:
                 if station.station_id == SLOW_STATION:
                     await trio.sleep_forever()
                 if station.station_id == FAILING_STATION:

@@ -171,15 +171,20 @@ class Books:
         """Whether a batch was decided too late."""
         return self.latest_s > deadline_s + SLACK_S
 
-    def good(self, at_least: int, *, slow: str, failing: str, deadline_s: float) -> bool:
-        """Whether the demo showed what it promises."""
+    def good(
+        self, at_least: int, *, slow: str, failing: str, deadline_s: float, faults_due: bool = True
+    ) -> bool:
+        """Whether the demo showed what it promises; `faults_due`: whether it was long enough to show its faults."""
+        faults_seen = (
+            self.outcomes.get((slow, "timedOut"), 0) > 0
+            and self.outcomes.get((failing, "failed"), 0) > 0
+        )
         return (
             self.uploaded >= at_least
             and not self.lost
             and not self.doubled
             and not self.late(deadline_s)
-            and self.outcomes.get((slow, "timedOut"), 0) > 0
-            and self.outcomes.get((failing, "failed"), 0) > 0
+            and (faults_seen or not faults_due)
         )
 
     def summary(self, *, slow: str, failing: str, deadline_s: float) -> str:
@@ -196,13 +201,18 @@ class Books:
         )
 
 
+def read_only(database: Path) -> str:
+    """Return the URI that opens an SQLite file for reading only."""
+    return f"{database.resolve().as_uri()}?mode=ro"
+
+
 def balance(database: Path, produced_by_partition: Mapping[int, int]) -> Books:
     """Read the receiver's database and compare it with what was produced."""
     covered: set[tuple[int, int]] = set()
     outcomes: Counter[tuple[str, str]] = Counter()
     latest_s = 0.0
     by_deadline = uploaded = deliveries = 0
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as db:
+    with closing(sqlite3.connect(read_only(database), uri=True)) as db:
         for body, times in db.execute("SELECT body, deliveries FROM batches"):
             report = json.loads(body)
             uploaded += 1

@@ -85,7 +85,8 @@ def line_of(event: Event) -> Line:
             }
             detail = _brief(event.detail)
             fields = {"reason": reason, **place, "detail": detail}
-            return Line("warning", "dead letter", fields, kind=reason)
+            # Each of them: as long as they are not kept, this line is all that is left of the message.
+            return Line("warning", "dead letter", fields)
         case StationAnswered() | LateResult() | StationTrouble():
             return _station_line(event)
         case UploadDone() | UploadRejected() | UploadRetried() | UploadFailed():

@@ -1,0 +1,3 @@
+"""A module that cannot be imported."""
+
+UNREACHABLE = 1 / 0
