@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stationmaster.service.app import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, EXIT_USAGE
 from stationmaster.service.cli import command_line, run_command_line
+from stationmaster.service.shutdown import EXIT_CONFIG, EXIT_INTERNAL, EXIT_OK, EXIT_USAGE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,12 +10,8 @@ run_service()
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import threading
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import attrs
 import structlog
@@ -39,22 +35,17 @@ from stationmaster.kafka import KafkaSettings, open_kafka_source
 from stationmaster.messages import Limits
 from stationmaster.pipeline import Pipeline, PipelineSettings, open_pipeline
 from stationmaster.service.handler_loading import open_handler
+from stationmaster.service.shutdown import EXIT_CUT_SHORT, EXIT_OK, Shutdown
 from stationmaster.sinks import open_http_sink
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from types import FrameType
 
     from stationmaster.abc import Observer, Source
     from stationmaster.events import Event
     from stationmaster.service.config import Config
     from stationmaster.service.config_rules import Secret
 
-EXIT_OK = 0
-EXIT_USAGE = 64
-EXIT_INTERNAL = 70
-EXIT_CUT_SHORT = 75
-EXIT_CONFIG = 78
 
 _LAST_RESORT_S = (
     10.0  # after the grace: whatever still hangs then (a client library's thread) is left behind
@@ -116,96 +107,6 @@ class Tally:
                 pass
 
 
-@attrs.define(eq=False)
-class LastResort:
-    """Ends the process after a while, come what may: a thread, or a handler that shields itself, goes on for ever."""
-
-    _timers: list[threading.Timer] = attrs.field(factory=list)
-
-    def arm(self, seconds: float, code: int) -> None:
-        """End the process so many seconds from now; the earliest time counts."""
-        timer = threading.Timer(seconds, self._leave, (code,))
-        timer.daemon = True
-        timer.start()
-        self._timers.append(timer)
-
-    def __enter__(self) -> Self:
-        """Arm it within the block only."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Everything ended by itself."""
-        for timer in self._timers:
-            timer.cancel()
-
-    @staticmethod
-    def _leave(code: int) -> None:
-        sys.stderr.write("stationmaster: something hangs past the grace; leaving it behind\n")
-        sys.stderr.flush()
-        os._exit(code)
-
-
-@attrs.define(eq=False)
-class Shutdown:
-    """What signals do: the first drains the pipeline, the second stops it at once."""
-
-    grace_s: float
-    last_resort: LastResort = attrs.field(factory=LastResort)
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    """Around everything that is opened after the signals."""
-    pipeline: Pipeline | None = None
-    requests: int = 0
-
-    def watch(self, pipeline: Pipeline) -> None:
-        """Hand over the pipeline; it is drained at once if that was asked for already."""
-        self.pipeline = pipeline
-        if self.requests:
-            pipeline.drain(grace_s=self.grace_s)
-
-    def request(self) -> None:
-        """Take one signal."""
-        self.requests += 1
-        log = structlog.stdlib.get_logger("stationmaster")
-        if self.requests == 1:
-            log.info("draining", grace_s=self.grace_s)
-            if self.pipeline is None:
-                self.scope.cancel()
-            else:
-                self.pipeline.drain(grace_s=self.grace_s)
-        else:
-            log.warning("stopping now", open_batches="come again after the next start")
-            self.last_resort.arm(_LAST_RESORT_S, EXIT_CUT_SHORT)
-            if self.pipeline is not None:
-                self.pipeline.drain(grace_s=0)
-            self.scope.cancel()
-
-    async def limit_the_end_of(self, pipeline: Pipeline) -> None:
-        """Arm the last resort when the pipeline ends by itself or by an error: a handler may hang then, too."""
-        await pipeline.wait_ending()
-        code = EXIT_CUT_SHORT if self.requests else EXIT_INTERNAL
-        self.last_resort.arm(self.grace_s + _LAST_RESORT_S, code)
-
-    async def listen(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Take SIGTERM and SIGINT until cancelled."""
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._arm_before(number)
-            task_status.started()
-            async for _ in signals:
-                self.request()
-
-    def _arm_before(self, number: signal.Signals) -> None:
-        """Let a signal arm the last resort even while a handler blocks the loop: Python runs this between two steps."""
-        pass_on = signal.getsignal(number)
-        assert callable(pass_on)  # noqa: S101 - trio has just installed it; it puts the old one back, too
-
-        def arm_and_pass_on(signum: int, frame: FrameType | None) -> None:
-            self.last_resort.arm(self.grace_s + _LAST_RESORT_S, EXIT_CUT_SHORT)
-            pass_on(signum, frame)
-
-        signal.signal(number, arm_and_pass_on)
-
-
 async def run_service(config: Config, *, observer: Observer) -> int:
     """Run until the source ends or a signal drains; return the exit code.
 
@@ -218,6 +119,7 @@ async def run_service(config: Config, *, observer: Observer) -> int:
     with plain_errors(), shutdown.last_resort:
         async with trio.open_nursery() as signals:
             await signals.start(shutdown.listen)
+            signals.start_soon(shutdown.limit_the_end)
             with shutdown.scope:
                 async with AsyncExitStack() as rings:
                     resources = Resources(
@@ -247,7 +149,6 @@ async def run_service(config: Config, *, observer: Observer) -> int:
                         observer=observer,
                     ) as pipeline:
                         shutdown.watch(pipeline)
-                        signals.start_soon(shutdown.limit_the_end_of, pipeline)
                         await pipeline.wait_finished()
             signals.cancel_scope.cancel()
     if pipeline is not None and pipeline.dropped:

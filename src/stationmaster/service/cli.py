@@ -20,11 +20,6 @@ from stationmaster.service import demo as demo_module
 from stationmaster.service import model_server as model_server_module
 from stationmaster.service import receiver as receiver_module
 from stationmaster.service.app import (
-    EXIT_CONFIG,
-    EXIT_CUT_SHORT,
-    EXIT_INTERNAL,
-    EXIT_OK,
-    EXIT_USAGE,
     Observers,
     Tally,
     check_settings,
@@ -34,6 +29,13 @@ from stationmaster.service.children import end_with_parent
 from stationmaster.service.config_reading import load_config, render
 from stationmaster.service.config_rules import toml_text
 from stationmaster.service.logs import LogObserver, configure_logs
+from stationmaster.service.shutdown import (
+    EXIT_CONFIG,
+    EXIT_CUT_SHORT,
+    EXIT_INTERNAL,
+    EXIT_OK,
+    EXIT_USAGE,
+)
 
 if TYPE_CHECKING:
     from stationmaster.abc import Observer
