@@ -12,7 +12,7 @@ import trio
 
 from stationmaster import BatchReport, StationInput, open_pipeline
 from stationmaster.abc import Accepted, TryAgain, UploadAnswer
-from stationmaster.sinks import encode_report
+from stationmaster.reports import encode_report
 from stationmaster.testing import MemorySource
 
 if TYPE_CHECKING:

@@ -9,14 +9,15 @@ import trio
 
 from stationmaster.batch import Outcome
 from stationmaster.events import BatchDropped
-from stationmaster.pipeline import Pipeline, PipelineSettings, open_pipeline
+from stationmaster.pipeline import Pipeline, open_pipeline
+from stationmaster.settings import PipelineSettings
 from stationmaster.testing import MemorySource, RecordingObserver, RecordingSink
 from tests.telemetry import message_bytes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from stationmaster.abc import StationHandler
+    from stationmaster.abc import DeadLetters, Outbox, StationHandler
     from stationmaster.batch import StationInput
 
 
@@ -41,11 +42,20 @@ class Setting:
             self.source.put("air", 0, message_bytes(f"S{number}"))
 
     @asynccontextmanager
-    async def open(self, handler: StationHandler, **settings: Any) -> AsyncIterator[Pipeline]:
+    async def open(
+        self,
+        handler: StationHandler,
+        *,
+        outbox: Outbox | None = None,
+        dead_letters: DeadLetters | None = None,
+        **settings: Any,
+    ) -> AsyncIterator[Pipeline]:
         async with open_pipeline(
             self.source,
             handler=handler,
             sink=self.sink,
+            outbox=outbox,
+            dead_letters=dead_letters,
             settings=PipelineSettings(**settings),
             observer=self.observer,
         ) as pipeline:

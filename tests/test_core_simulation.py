@@ -23,18 +23,21 @@ from stationmaster.events import (
     BatchClosed,
     BatchDropped,
     BatchOpened,
+    BatchWithdrawn,
     EmptyBatch,
     MessageRefused,
     StationAnswered,
     UploadFailed,
 )
-from stationmaster.pipeline import Pipeline, PipelineSettings, open_pipeline
+from stationmaster.pipeline import Pipeline, open_pipeline
+from stationmaster.settings import PipelineSettings
 from stationmaster.testing import MemorySource
 from tests.telemetry import message_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
+    from stationmaster.abc import Withdrawn
     from stationmaster.batch import StationInput
     from stationmaster.events import Event
 
@@ -114,6 +117,7 @@ class World:
         now = trio.current_time()
         if isinstance(event, BatchOpened):
             self.opened[event.batch] = len(self.opened)
+            self.check(not self.has_left(event.batch), "opened after its partitions left")
             self.check(event.in_flight <= self.settings.max_in_flight, "slots")
         elif isinstance(event, StationAnswered):
             self.answered_at[event.batch_id] = now
@@ -121,6 +125,9 @@ class World:
             self.decided(event.report, now, event.lateness_s)
         elif isinstance(event, BatchDropped):
             self.check(now >= self.end, "dropped before the end of the grace")
+            self.ended.add(event.batch)
+        elif isinstance(event, BatchWithdrawn):
+            self.check(self.has_left(event.batch), "withdrawn, and its partitions are here")
             self.ended.add(event.batch)
         elif isinstance(event, UploadFailed) and not self.crashed:
             # The pipeline ends: what is open has the grace, as in a drain.
@@ -181,6 +188,16 @@ class World:
         self.may_be_accounted.discard(offsets)
         self.log.account(offsets)
 
+    def watch_withdrawals(self, on_withdrawn: Callable[[Withdrawn], None], /) -> None:
+        def withdrawn(gone: Withdrawn) -> None:
+            self.gone.update(gone)
+            on_withdrawn(gone)
+
+        self.log.watch_withdrawals(withdrawn)
+
+    def has_left(self, batch: Batch) -> bool:
+        return self.gone.issuperset((r.topic, r.partition, r.generation) for r in batch.ranges)
+
     async def upload(self, report: BatchReport, /) -> UploadAnswer:
         self.check(report.batch in self.ended, "uploaded before its decision")
         x = self.dice.random()
@@ -214,7 +231,8 @@ class World:
             answers = await self.behave(station)
         except trio.Cancelled:
             fell_s = trio.current_time() - self.helper_fell.get(name, -math.inf)
-            excused = batch in self.ended or trio.current_time() >= min(batch.deadline, self.end)
+            excused = batch in self.ended or self.has_left(batch)
+            excused = excused or trio.current_time() >= min(batch.deadline, self.end)
             self.check(excused or fell_s <= CLEAN_UP_S + 1e-9, "cancelled", name)
             raise
         finally:
@@ -266,6 +284,7 @@ class World:
 
     async def life(self, ending: str) -> None:
         self.opened: dict[Batch, int] = {}
+        self.gone: set[tuple[str, int, int]] = set()
         self.answered_at: dict[str, float] = {}
         self.ended: set[Batch] = set()
         self.delivered: set[Batch] = set()

@@ -21,7 +21,8 @@ from stationmaster.events import (
     UploadRejected,
 )
 from stationmaster.messages import Limits
-from stationmaster.pipeline import PipelineSettings, open_pipeline
+from stationmaster.pipeline import open_pipeline
+from stationmaster.settings import PipelineSettings
 from stationmaster.testing import MemorySource, RecordingObserver, RecordingSink
 from tests.telemetry import NOON, message_bytes
 

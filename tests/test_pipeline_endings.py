@@ -177,18 +177,3 @@ async def test_what_was_polled_and_not_opened_comes_again(autojump_clock: MockCl
         pipeline.drain(grace_s=15)
         await pipeline.wait_finished()
     assert (setting.committed, len(setting.sink.reports)) == (4, 4)
-
-
-async def test_a_partition_that_was_lost_is_uploaded_and_not_committed(
-    autojump_clock: MockClock,
-) -> None:
-    setting = Setting(1)
-    async with setting.open(one_second):
-        await wait_all_tasks_blocked()
-        setting.source.lose([("air", 0)])
-        setting.source.assign([("air", 0)])
-        await trio.sleep(1.5)
-        assert setting.committed == 0
-        await trio.sleep(1)
-        assert setting.committed == 1
-    assert setting.sink.deliveries == {"air_0_0_0": 2}

@@ -12,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from stationmaster.abc import NullObserver
 from stationmaster.batch import Message, OffsetRange
 from stationmaster.events import MessageRefused
+from stationmaster.letters import Letters
 from stationmaster.messages import Limits
 from stationmaster.poller import Boundary, Draft, Intake, Poller, draft_batch
 from stationmaster.testing import MemorySource, RecordingObserver
@@ -20,7 +21,7 @@ from tests.telemetry import message, message_bytes, one
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from stationmaster.abc import Observer, Source
+    from stationmaster.abc import Observer, Source, Withdrawn
     from stationmaster.batch import Record
 
 # -------------------------------------------------------------------------------------------------------------- drafts
@@ -173,7 +174,7 @@ def poller(
         limits=Limits(),
         may_open=may_open,
         open_batch=opened.open,
-        observer=observer or NullObserver(),
+        refuse=Letters(None, account=source.account, observer=observer or NullObserver()).refuse,
     )
 
 
@@ -250,6 +251,9 @@ class Counting:
 
     def account(self, offsets: OffsetRange, /) -> None:
         self.source.account(offsets)
+
+    def watch_withdrawals(self, on_withdrawn: Callable[[Withdrawn], None], /) -> None:
+        self.source.watch_withdrawals(on_withdrawn)
 
 
 async def test_a_message_waits_for_a_slot_and_there_is_no_next_poll_meanwhile() -> None:

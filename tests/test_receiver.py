@@ -14,10 +14,11 @@ import pytest
 import trio
 
 from stationmaster.abc import Accepted, Rejected, TryAgain
+from stationmaster.reports import encode_report
 from stationmaster.service.asgi import bind, open_server
 from stationmaster.service.receiver import Faults, StoreError, open_store, receiver_app
 from stationmaster.service.upload_form import MAX_BODY_BYTES
-from stationmaster.sinks import encode_report, open_http_sink
+from stationmaster.sinks import open_http_sink
 from tests.processes import open_part
 from tests.uploads import form, report
 

@@ -23,7 +23,8 @@ from stationmaster.batch import (
     StationResult,
 )
 from stationmaster.http_words import MAX_RETRY_AFTER_S
-from stationmaster.sinks import encode_report, open_http_sink
+from stationmaster.reports import encode_report
+from stationmaster.sinks import open_http_sink
 from stationmaster.testing.sink import Hang, RecordingSink, Slow
 
 from .http_server import HANG, RESET, Reply, ScriptedServer, closed_port, open_server

@@ -11,8 +11,8 @@ import orjson
 import pytest
 
 from stationmaster.errors import StationmasterError
+from stationmaster.reports import encode_report
 from stationmaster.service.upload_form import MAX_BODY_BYTES, RefusedUploadError, read_upload
-from stationmaster.sinks import encode_report
 from tests.uploads import form, report
 
 KEY = form()["batchId"]

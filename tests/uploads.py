@@ -16,7 +16,7 @@ from stationmaster.batch import (
     Outcome,
     StationResult,
 )
-from stationmaster.sinks import encode_report
+from stationmaster.reports import encode_report
 
 RANGES = ((0, 12345, 12345),)
 

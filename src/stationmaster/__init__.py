@@ -18,7 +18,8 @@ from stationmaster.batch import (
 )
 from stationmaster.batcher import Batcher, BatchPolicy, open_batcher
 from stationmaster.handlers import Resources, embed
-from stationmaster.pipeline import Pipeline, PipelineSettings, open_pipeline
+from stationmaster.pipeline import Pipeline, open_pipeline
+from stationmaster.settings import PipelineSettings
 
 __all__ = [
     "Batch",

@@ -1,14 +1,14 @@
-"""The seams: what a source, a handler, a sink, an embedder and an observer must be. Structural, nothing to inherit."""
+"""The seams: what sources, handlers, sinks, stores, embedders and observers must be. Structural, nothing to inherit."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import attrs
 
 if TYPE_CHECKING:
-    from stationmaster.batch import BatchReport, OffsetRange, Record, StationInput
+    from stationmaster.batch import BatchReport, DeadLetter, OffsetRange, Record, StationInput
     from stationmaster.events import Event
 
 StationHandler: TypeAlias = Callable[["StationInput"], Awaitable[Mapping[str, Any] | None]]
@@ -20,6 +20,10 @@ makes this station `failed` in this batch and harms nobody else. Tasks that outl
 
 Vector: TypeAlias = Sequence[float]
 """One embedding: a buffer of float32 (`memoryview`, format "f") where it came as base64, else a list of floats."""
+
+
+Withdrawn: TypeAlias = Collection[tuple[str, int, int]]
+"""(topic, partition, generation) of partitions that left this process."""
 
 
 class Source(Protocol):
@@ -43,6 +47,14 @@ class Source(Protocol):
         enclose records that were accounted for before.
         The contiguous prefix of accounted offsets is committed in the course of time and when the source closes.
         Ranges of an older generation are dropped.
+        """
+        ...
+
+    def watch_withdrawals(self, on_withdrawn: Callable[[Withdrawn], None], /) -> None:
+        """From now on call `on_withdrawn` in trio's thread whenever partitions were taken away.
+
+        It gets what can no longer be committed: every (topic, partition, generation) that left, after its drain if
+        there was one. It must be quick and not raise. At most one watcher.
         """
         ...
 
@@ -92,6 +104,62 @@ class Sink(Protocol):
         Must accept the same `report.batch.batch_id` again without doubling it (at-least-once). Errors of the target
         are answers; what is raised is a bug and ends the pipeline. May be called by several tasks at once. If
         cancelled, the batch may or may not have arrived.
+        """
+        ...
+
+
+class BodySink(Sink, Protocol):
+    """A sink that can also send a body that was kept: what an outbox needs to deliver later."""
+
+    async def send(self, batch_id: str, body: bytes, /) -> UploadAnswer:
+        """Send the body of one batch once: like `upload`, with what `reports.encode_report` made of its report."""
+        ...
+
+
+class Outbox(Protocol):
+    """A durable place for batches that the target does not take now. It delivers them later by itself.
+
+    It also knows whether the target is down: the uploader tells it what the target answers.
+    """
+
+    @property
+    def is_diverting(self) -> bool:
+        """The target is known to be down: put batches here rather than try."""
+        ...
+
+    def note(self, answer: UploadAnswer, /) -> None:
+        """Take note of what the target answered to a direct upload. Never waits, never raises."""
+        ...
+
+    def holds(self, batch_id: str, /) -> bool:
+        """Tell whether this batch lies here already (from before a crash): then it need not be uploaded."""
+        ...
+
+    async def put(self, report: BatchReport, /, *, reason: str) -> None:
+        """Keep a batch: durable when this returns, nothing is kept when this raises. An id that is held is kept once.
+
+        Raises:
+            StoreError: there is no room, or the disk fails.
+
+        Once the write began, cancellation waits for its end and this returns: the caller knows what became of it.
+        """
+        ...
+
+    async def wait_change(self) -> None:
+        """Wait until a `put` that was refused, or an upload that was given up, may go better; a few seconds at most."""
+        ...
+
+
+class DeadLetters(Protocol):
+    """A durable place for what cannot be used."""
+
+    async def keep(self, letters: Sequence[DeadLetter], /) -> None:
+        """Keep all of them: durable when this returns. A letter that is held already is kept once.
+
+        Raises:
+            StoreError: there is no room, or the disk or broker fails; keep the same letters again later.
+
+        Once the write began, cancellation waits for its end (a broker's: for a bounded time).
         """
         ...
 

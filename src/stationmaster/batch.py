@@ -93,6 +93,40 @@ class Refusal:
     detail: str
 
 
+@attrs.frozen(kw_only=True)
+class DeadLetter:
+    """What could not be used, kept whole for people: a record, or a batch that the target refused for good."""
+
+    reason: str
+    """Kebab-case, bounded in number: a `Refusal`'s reason, or `rejected-upload`."""
+    detail: str
+    topic: str
+    partition: int
+    offset: int
+    """Of the record; for a rejected upload the first offset of its first range."""
+    timestamp_ms: int = 0
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+    value: bytes | None
+    """The record's raw bytes (None: a tombstone), or the whole body that was refused."""
+    batch_id: str = ""
+    """For a rejected upload only."""
+
+
+@attrs.frozen(kw_only=True)
+class KeptBatch:
+    """A batch that lies in the outbox, without its body."""
+
+    batch_id: str
+    topic: str
+    partition: int
+    offset: int
+    """`partition` and `offset`: the beginning of its first range (-1 without one)."""
+    kept_at: float
+    """Wall clock, seconds since the epoch."""
+    attempts: int = 0
+    """Out of the outbox, over all runs."""
+
+
 @attrs.frozen(kw_only=True, eq=False)
 class Batch:
     """An opened batch."""

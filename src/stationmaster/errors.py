@@ -4,6 +4,7 @@
     |-- ConfigError                    the configuration is wrong; lists every fault with its path
     |-- SourceError                    the source of messages cannot go on
     |-- UploadFailedError              a batch could not be delivered within its limit
+    |-- StoreError                     the outbox or the dead letters cannot take anything now: try again later
     |-- BatcherError                   the request batcher did not take, or gave up on, this request
     |   |-- QueueFullError
     |   |-- RequestTooLargeError
@@ -68,6 +69,20 @@ class UploadFailedError(StationmasterError):
             f"batch {batch_id} was not accepted within {limit_s:g} s ({attempts} attempts, last: {last_answer}); "
             "it is not committed and comes again after a restart. Check the upload target, then start again"
         )
+
+
+class StoreError(StationmasterError):
+    """The outbox or the dead letters cannot take anything now; what was to be kept is still its owner's.
+
+    Always passing: room comes back, a disk is emptied, a broker returns. Try again later.
+
+    Attributes:
+        kind: a short bounded name: full (the configured bound), disk-full, disk-error or broker.
+    """
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        self.kind = kind
+        super().__init__(message)
 
 
 class BatcherError(StationmasterError):

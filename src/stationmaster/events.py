@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import attrs
 
 if TYPE_CHECKING:
-    from stationmaster.batch import Batch, BatchReport, OffsetRange, Outcome, Record
+    from stationmaster.batch import Batch, BatchReport, DeadLetter, OffsetRange, Outcome, Record
 
 # --------------------------------------------------------------------------------------------- messages and batches
 
@@ -60,6 +60,13 @@ class BatchClosed:
 @attrs.frozen(kw_only=True)
 class BatchDropped:
     """A batch was still open, or its upload under way, when the shutdown's grace ended: uncommitted, it comes again."""
+
+    batch: Batch
+
+
+@attrs.frozen(kw_only=True)
+class BatchWithdrawn:
+    """A batch was given up because all its partitions left this process: it comes again at their new owner."""
 
     batch: Batch
 
@@ -120,6 +127,101 @@ class UploadFailed:
 
     batch_id: str
     attempts: int
+    reason: str
+
+
+@attrs.frozen(kw_only=True)
+class UploadKept:
+    """A batch lies in the outbox: durable, its offsets count. It is delivered from there."""
+
+    batch_id: str
+    attempts: int
+    """Attempts to upload it before."""
+    reason: str
+    """Why it was not uploaded at once."""
+
+
+@attrs.frozen(kw_only=True)
+class UploadsDiverted:
+    """The target is known to be down: closed batches go to the outbox at once, until a probe is accepted."""
+
+    reason: str
+
+
+@attrs.frozen(kw_only=True)
+class UploadsResumed:
+    """The target takes batches again."""
+
+    diverted_s: float
+
+
+# ------------------------------------------------------------------------------------------ outbox and dead letters
+
+
+@attrs.frozen(kw_only=True)
+class OutboxDelivered:
+    """The target accepted a batch out of the outbox."""
+
+    batch_id: str
+    attempts: int
+    """Out of the outbox, over all runs of the service."""
+    waited_s: float
+    """By the wall clock, since it was kept."""
+    sent_bytes: int
+    rows_left: int
+
+
+@attrs.frozen(kw_only=True)
+class OutboxRetried:
+    """An attempt to deliver a batch out of the outbox failed; it stays there."""
+
+    batch_id: str
+    attempts: int
+    reason: str
+    retry_in_s: float
+
+
+@attrs.frozen(kw_only=True)
+class OutboxRejected:
+    """The target refuses a batch out of the outbox for good: it is a dead letter now."""
+
+    batch_id: str
+    status: int
+    answer: str
+
+
+@attrs.frozen(kw_only=True)
+class DeadLettersKept:
+    """Dead letters are durable: their offsets count."""
+
+    letters: tuple[DeadLetter, ...]
+
+
+@attrs.frozen(kw_only=True)
+class StoreBlocked:
+    """Something that must be kept cannot be: consumption pauses until it can. Said once until `StoreUnblocked`."""
+
+    store: str
+    """`outbox` or `dead-letters`."""
+    kind: str
+    """See `stationmaster.errors.StoreError`."""
+    detail: str
+
+
+@attrs.frozen(kw_only=True)
+class StoreUnblocked:
+    """What was blocked is kept (or found another home)."""
+
+    store: str
+    blocked_s: float
+
+
+@attrs.frozen(kw_only=True)
+class StateMovedAside:
+    """The state file is damaged: it was moved aside whole, and a new one begun. What it held is only in there."""
+
+    path: str
+    moved_to: str
     reason: str
 
 
@@ -235,12 +337,23 @@ Event: TypeAlias = (
     | StationAnswered
     | BatchClosed
     | BatchDropped
+    | BatchWithdrawn
     | LateResult
     | StationTrouble
     | UploadRetried
     | UploadDone
     | UploadRejected
     | UploadFailed
+    | UploadKept
+    | UploadsDiverted
+    | UploadsResumed
+    | OutboxDelivered
+    | OutboxRetried
+    | OutboxRejected
+    | DeadLettersKept
+    | StoreBlocked
+    | StoreUnblocked
+    | StateMovedAside
     | PartitionsAssigned
     | PartitionsRevoked
     | PartitionsLost

@@ -26,9 +26,10 @@ from stationmaster.offsets import Lease
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from typing import BinaryIO
 
+    from stationmaster.abc import Withdrawn
     from stationmaster.batch import OffsetRange
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -98,6 +99,9 @@ class FileSource:
         """Take note that these lines are accounted for; there is no commit that would outlive the process."""
         if (offsets.topic, offsets.partition, offsets.generation) == (self.topic, 0, 0):
             self._lease.account(offsets.first, offsets.last)
+
+    def watch_withdrawals(self, on_withdrawn: Callable[[Withdrawn], None], /) -> None:
+        """Never calls it: nobody takes a file's lines away."""
 
     def _read_slice(self) -> None:
         """Runs in a worker thread, while the polling task waits for it: the state is in one hand at a time."""

@@ -5,6 +5,7 @@ Who owns what (an outer ring outlives the inner ones):
     open_pipeline()     one shield around all rings: what is cancelled from outside is drained within the grace
       station ring      one task, one nursery and one bounded channel per station
         batch ring      one task per batch: waits under its own deadline, snapshot, upload; leaving it IS the drain
+                        beside them the one task that keeps dead letters
           poller        started last, stopped first; the fan-out of an opened batch is shielded from its scope
 
 Rules:
@@ -14,6 +15,8 @@ Rules:
 3. Every shield has a limit, and one hand on it: `drain(grace_s)` draws all limits in to the end of the grace, what is
    still open then is dropped uncommitted and comes again. `drain(0)` is "stop now".
 4. Offsets are accounted for after the delivery, never before. No batch waits for a commit.
+5. A batch whose partitions have all left this process is given up: nothing of it could be committed. One that also
+   covers partitions that stay goes on, so that these are accounted for; the others' ranges come again elsewhere.
 """
 
 from __future__ import annotations
@@ -21,100 +24,36 @@ from __future__ import annotations
 import math
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-import attrs
 import trio
 
 from stationmaster.abc import NullObserver
 from stationmaster.batch import Batch
 from stationmaster.collector import Collector
-from stationmaster.errors import ConfigError, plain_errors
-from stationmaster.events import BatchClosed, BatchDropped, BatchOpened, EmptyBatch
-from stationmaster.messages import Limits
-from stationmaster.poller import Boundary, Draft, Intake, Poller
+from stationmaster.errors import plain_errors
+from stationmaster.events import BatchClosed, BatchDropped, BatchOpened, BatchWithdrawn, EmptyBatch
+from stationmaster.letters import Letters
+from stationmaster.poller import Draft, Intake, Poller
+from stationmaster.settings import PipelineSettings, PipelineStatistics
 from stationmaster.stations import Stations, open_stations
 from stationmaster.uploader import Uploader
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
-    from stationmaster.abc import Observer, Sink, Source, StationHandler
+    from stationmaster.abc import (
+        DeadLetters,
+        Observer,
+        Outbox,
+        Sink,
+        Source,
+        StationHandler,
+        Withdrawn,
+    )
+    from stationmaster.batch import OffsetRange
 
 _SLICE = 32  # stations handed out between two checkpoints: keeps other batches' deadlines within a millisecond
-
-
-@attrs.frozen(kw_only=True)
-class PipelineSettings:
-    """How batches are cut, timed and bounded. Durations in seconds, sizes in bytes.
-
-    Raises:
-        ConfigError: on nonsense, all faults at once.
-    """
-
-    by: Boundary = "message"
-    deadline_s: float = 5.0
-    quorum: float = 1.0
-    """0 < quorum <= 1; below 1 a batch closes when that share of its stations answered."""
-    max_in_flight: int = 64
-    """Open batches, those in upload included."""
-    max_in_flight_bytes: int = 64 * 1024 * 1024
-    queue_capacity: int = 64
-    """Jobs that may wait at one station; at least `max_in_flight`, or full queues reject what had room."""
-    max_live: int = 20_000
-    idle_s: float = 600.0
-    limits: Limits = attrs.field(factory=Limits)
-    result_bytes: int = 1024 * 1024
-    report_bytes: int = 32 * 1024 * 1024
-    upload_timeout_s: float = 60.0
-    upload_empty: bool = False
-    """Whether a batch without stations is uploaded too."""
-    grace_s: float = 15.0
-    """How long a cancelled pipeline may go on delivering what is open."""
-    group_id: str = ""
-    """Goes into the ids of batches of several messages."""
-
-    def __attrs_post_init__(self) -> None:
-        """Check the settings together."""
-        faults = [
-            f"{name}: {getattr(self, name)!r} is not above 0"
-            for name in (
-                "deadline_s",
-                "max_in_flight",
-                "max_in_flight_bytes",
-                "queue_capacity",
-                "max_live",
-                "idle_s",
-                "result_bytes",
-                "report_bytes",
-                "upload_timeout_s",
-            )
-            if not getattr(self, name) > 0
-        ]
-        if self.by not in get_args(Boundary):
-            faults.append(f"by: {self.by!r} is none of {', '.join(get_args(Boundary))}")
-        if not 0 < self.quorum <= 1:
-            faults.append(f"quorum: {self.quorum!r} is not in 0 < quorum <= 1")
-        if not self.grace_s >= 0:
-            faults.append(f"grace_s: {self.grace_s!r} is below 0")
-        if self.queue_capacity < self.max_in_flight:
-            faults.append(
-                f"queue_capacity: {self.queue_capacity} is below max_in_flight ({self.max_in_flight})"
-            )
-        if self.idle_s <= self.deadline_s:
-            faults.append(f"idle_s: {self.idle_s:g} is not above deadline_s ({self.deadline_s:g})")
-        if faults:
-            raise ConfigError(faults)
-
-
-@attrs.frozen(kw_only=True)
-class PipelineStatistics:
-    """A moment of the pipeline."""
-
-    in_flight: int
-    in_flight_bytes: int
-    live_stations: int
-    draining: bool
 
 
 class Pipeline:
@@ -126,6 +65,8 @@ class Pipeline:
         *,
         handler: StationHandler,
         sink: Sink,
+        outbox: Outbox | None,
+        dead_letters: DeadLetters | None,
         settings: PipelineSettings,
         observer: Observer,
         now: Callable[[], datetime],
@@ -135,13 +76,22 @@ class Pipeline:
         self._settings = settings
         self._observer = observer
         self._now = now
-        self._uploader = Uploader(sink, limit_s=settings.upload_timeout_s, observer=observer)
+        self._letters = Letters(dead_letters, account=source.account, observer=observer)
+        self._uploader = Uploader(
+            sink,
+            limit_s=settings.upload_timeout_s,
+            outbox=outbox,
+            bury=self._letters.keep,
+            observer=observer,
+        )
         self._intake = Intake(slots=settings.max_in_flight, max_bytes=settings.max_in_flight_bytes)
         self._stations: Stations | None = None
         self._polling = trio.CancelScope()
         self._shields: set[trio.CancelScope] = set()
-        self._waiting: set[Collector] = set()
-        """Open batches that are not decided yet."""
+        self._open: dict[Collector, trio.CancelScope | None] = {}
+        """Open batches -> the scope of their delivery, if they are decided."""
+        self._gone: dict[tuple[str, int], int] = {}
+        """Topic and partition -> the newest generation that was taken away."""
         self._end = math.inf  # of the grace, once it has begun
         self._ending = trio.Event()
         self._finished = trio.Event()
@@ -180,6 +130,11 @@ class Pipeline:
             in_flight_bytes=self._intake.in_flight_bytes,
             live_stations=0 if self._stations is None else len(self._stations),
             draining=self._polling.cancel_called,
+            blocked=tuple(
+                name
+                for name, part in (("outbox", self._uploader), ("dead-letters", self._letters))
+                if part.is_blocked
+            ),
         )
 
     # ----------------------------------------------------------------------------------------------------- the rings
@@ -227,11 +182,16 @@ class Pipeline:
                     limits=settings.limits,
                     may_open=self._may_open,
                     open_batch=open_batch,
-                    observer=self._observer,
+                    refuse=self._letters.refuse,
                 )
+                batches.start_soon(self._keep_letters, name="dead letters")
+                self._source.watch_withdrawals(self._withdraw)
                 try:
-                    with self._polling:
-                        await poller.run()
+                    try:
+                        with self._polling:
+                            await poller.run()
+                    finally:
+                        self._letters.close()
                     await self._intake.wait_idle()
                     self._ending.set()
                 except trio.Cancelled:
@@ -245,6 +205,9 @@ class Pipeline:
 
     async def _open_batch(self, draft: Draft, stations: Stations, batches: trio.Nursery) -> None:
         """Open a draft: its deadline begins, its task starts, its stations get their jobs."""
+        if self._is_withdrawn(draft.ranges):
+            await trio.lowlevel.checkpoint()
+            return
         opened = trio.current_time()
         batch = Batch(
             batch_id=draft.batch_id,
@@ -272,6 +235,7 @@ class Pipeline:
         )
         self._observer.observe(BatchOpened(batch=batch, in_flight=self._intake.in_flight + 1))
         self._intake.enter(batch.size_bytes)
+        self._open[collector] = None
         batches.start_soon(self._run_batch, collector, name=f"batch {batch.batch_id}")
         with self._shielded(until=batch.deadline):
             await trio.lowlevel.checkpoint()
@@ -284,10 +248,8 @@ class Pipeline:
         """Own one batch from its opening to its end."""
         batch = collector.batch
         try:
-            self._waiting.add(collector)
             with self._shielded(until=collector.deadline):
                 await collector.done.wait()
-            self._waiting.discard(collector)
             now = trio.current_time()
             if collector.closed or now >= self._end:
                 # Even if it is complete: its stations are cancelled too, their errors are no answers.
@@ -298,7 +260,8 @@ class Pipeline:
                 BatchClosed(report=report, lateness_s=max(0.0, now - collector.deadline))
             )
             delivered = False
-            with self._shielded(until=math.inf):  # the uploader keeps a limit of its own
+            with self._shielded(until=math.inf) as scope:  # the uploader keeps limits of its own
+                self._open[collector] = scope
                 await self._uploader.deliver(report)
                 delivered = True
             if delivered:
@@ -306,7 +269,12 @@ class Pipeline:
             else:
                 self._drop(collector)
         finally:
+            del self._open[collector]
             self._intake.leave(batch.size_bytes)
+
+    async def _keep_letters(self) -> None:
+        with self._shielded(until=math.inf):
+            await self._letters.run()
 
     def _account(self, batch: Batch) -> None:
         for offsets in batch.ranges:
@@ -314,24 +282,42 @@ class Pipeline:
 
     def _drop_incomplete(self) -> None:
         """The stations die of a bug: a batch that still waits for answers would be uploaded half."""
-        for collector in self._waiting:
-            if not collector.done.is_set():
+        for collector, delivery in self._open.items():
+            if delivery is None and not collector.done.is_set():
                 collector.drop()
+
+    def _withdraw(self, gone: Withdrawn) -> None:
+        """Partitions were taken away: give up what nobody could commit, its slots are wanted."""
+        for topic, partition, generation in gone:
+            self._gone[topic, partition] = generation
+        for collector, delivery in self._open.items():
+            if self._is_withdrawn(collector.batch.ranges):
+                if delivery is None:
+                    collector.drop()
+                else:
+                    delivery.cancel()
+
+    def _is_withdrawn(self, ranges: Iterable[OffsetRange]) -> bool:
+        gone = self._gone
+        return all(r.generation <= gone.get((r.topic, r.partition), -1) for r in ranges)
 
     def _drop(self, collector: Collector) -> None:
         collector.drop()
-        self._dropped += 1
-        self._observer.observe(BatchDropped(batch=collector.batch))
+        if self._is_withdrawn(collector.batch.ranges):
+            self._observer.observe(BatchWithdrawn(batch=collector.batch))
+        else:
+            self._dropped += 1
+            self._observer.observe(BatchDropped(batch=collector.batch))
 
     # -------------------------------------------------------------------------------------------------------- limits
 
     @contextmanager
-    def _shielded(self, *, until: float) -> Iterator[None]:
+    def _shielded(self, *, until: float) -> Iterator[trio.CancelScope]:
         """Shield the block from every cancellation but its own limit and the end of the grace."""
         with trio.CancelScope(shield=True, deadline=min(until, self._end)) as scope:
             self._shields.add(scope)
             try:
-                yield
+                yield scope
             finally:
                 self._shields.discard(scope)
 
@@ -352,6 +338,8 @@ async def open_pipeline(
     *,
     handler: StationHandler,
     sink: Sink,
+    outbox: Outbox | None = None,
+    dead_letters: DeadLetters | None = None,
     settings: PipelineSettings | None = None,
     observer: Observer | None = None,
     now: Callable[[], datetime] = _utc_now,
@@ -362,6 +350,10 @@ async def open_pipeline(
         source: polled by this pipeline alone; it must outlive it, so that what was uploaded is committed.
         handler: called once per station and batch, see `stationmaster.abc.StationHandler`.
         sink: gets each closed batch, once as long as it accepts.
+        outbox: keeps batches that the sink does not take in time, see `stationmaster.state`. Without one, such a
+            batch ends the pipeline.
+        dead_letters: keeps records that cannot be used and batches that the sink refuses for good. Without it they
+            are told to the observer, and their offsets count.
         settings: defaults: one batch per message, 5 s, everybody answers.
         observer: hears what happens.
         now: the wall clock, for `openedAt` and `closedAt` only.
@@ -371,7 +363,8 @@ async def open_pipeline(
     bounded source to its end.
 
     Raises:
-        UploadFailedError: a batch found no home within `settings.upload_timeout_s`; nothing of it is committed.
+        UploadFailedError: a batch found no home within `settings.upload_timeout_s`, and there is no outbox; nothing of
+            it is committed.
         SourceError: the source cannot go on; the open batches were delivered before.
     """
     settings = settings if settings is not None else PipelineSettings()
@@ -379,6 +372,8 @@ async def open_pipeline(
         source,
         handler=handler,
         sink=sink,
+        outbox=outbox,
+        dead_letters=dead_letters,
         settings=settings,
         observer=observer if observer is not None else NullObserver(),
         now=now,

@@ -4,7 +4,7 @@ Rules:
 1. It never waits on a station. It waits for room (`Intake`): a free slot, free bytes, and a queue short enough that
    the stations can still answer. A deadline begins only at opening, so catching up after an outage times nobody out.
 2. What is polled and not yet opened is bounded: there is no next poll before all of this one is opened.
-3. A record that is refused, or a batch without stations, is accounted for at once.
+3. A record that is refused goes to the dead letters; it waits with the poller only while too many are on their way.
 4. Parsing is cut into slices of `_SLICE_BYTES`, or of one message if that is larger.
 """
 
@@ -18,13 +18,12 @@ import attrs
 import trio
 
 from stationmaster.batch import BadEntry, Message, OffsetRange, Refusal
-from stationmaster.events import MessageRefused
 from stationmaster.messages import Limits, parse_message
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-    from stationmaster.abc import Observer, Source
+    from stationmaster.abc import Source
     from stationmaster.batch import Record
 
 Boundary: TypeAlias = Literal["message", "poll"]
@@ -155,7 +154,7 @@ class Poller:
         limits: Limits,
         may_open: Callable[[Draft], bool],
         open_batch: Callable[[Draft], Awaitable[None]],
-        observer: Observer,
+        refuse: Callable[[Record, Refusal], Awaitable[None]],
     ) -> None:
         """Join the poller to its neighbours.
 
@@ -167,7 +166,7 @@ class Poller:
             limits: of a message.
             may_open: whether the stations can take this draft now.
             open_batch: opens it; returns when it is handed to the stations.
-            observer: hears of refused records.
+            refuse: takes a record that is no usable message; its offset is no more the poller's business.
         """
         self._source = source
         self._intake = intake
@@ -176,7 +175,7 @@ class Poller:
         self._limits = limits
         self._may_open = may_open
         self._open_batch = open_batch
-        self._observer = observer
+        self._refuse = refuse
 
     async def run(self) -> None:
         """Poll until the source ends. Cancel it to stop: what is not opened yet stays uncommitted."""
@@ -188,8 +187,11 @@ class Poller:
             if self._by == "message":
                 for record in records:
                     await trio.lowlevel.checkpoint()
-                    if (message := self._parse(record)) is not None:
-                        await self._open([message])
+                    parsed = parse_message(record, self._limits)
+                    if isinstance(parsed, Refusal):
+                        await self._refuse(record, parsed)
+                    else:
+                        await self._open([parsed])
             else:
                 for messages in (await self._parse_all(records)).values():
                     await self._open(messages)
@@ -199,35 +201,16 @@ class Poller:
         await trio.lowlevel.checkpoint()
         parsed_bytes = 0
         for record in records:
-            message = self._parse(record)
-            if message is not None:
-                by_topic.setdefault(message.topic, []).append(message)
+            parsed = parse_message(record, self._limits)
+            if isinstance(parsed, Refusal):
+                await self._refuse(record, parsed)
+            else:
+                by_topic.setdefault(parsed.topic, []).append(parsed)
             parsed_bytes += len(record.value or b"")
             if parsed_bytes >= _SLICE_BYTES:
                 parsed_bytes = 0
                 await trio.lowlevel.checkpoint()
         return by_topic
-
-    def _parse(self, record: Record) -> Message | None:
-        parsed = parse_message(record, self._limits)
-        if isinstance(parsed, Message):
-            return parsed
-        self._refuse(record, parsed)
-        return None
-
-    def _refuse(self, record: Record, refusal: Refusal) -> None:
-        self._observer.observe(
-            MessageRefused(record=record, reason=refusal.reason, detail=refusal.detail)
-        )
-        self._source.account(
-            OffsetRange(
-                topic=record.topic,
-                partition=record.partition,
-                first=record.offset,
-                last=record.offset,
-                generation=record.generation,
-            )
-        )
 
     async def _open(self, messages: Sequence[Message]) -> None:
         draft = draft_batch(messages, by=self._by, group_id=self._group_id)

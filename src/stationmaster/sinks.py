@@ -1,13 +1,4 @@
-"""The upload: what a closed batch looks like as JSON, and the sink that posts it.
-
-The form of a report, its keys in this order:
-
-    {"batchId", "topic", "closedBy", "openedAt", "closedAt", "durationSeconds",
-     "ranges": [{"partition", "first", "last"}],
-     "counts": {"expected", "succeeded", "noOutput", "failed", "timedOut", "missing", "rejected"},
-     "results": [{"stationId", ...the handler's mapping}],
-     "unsuccessful": [{"stationId", "outcome", "reason"}],
-     "badEntries": [{"index", "reason"}]}
+"""The sink that posts closed batches over HTTP, in the form of `reports`.
 
 What an answer means:
 
@@ -22,24 +13,21 @@ from __future__ import annotations
 import gzip
 import time
 from contextlib import asynccontextmanager
-from datetime import UTC
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 from urllib.parse import quote
 
 import attrs
-import orjson
 import trio
 
 from stationmaster.abc import Accepted, Rejected, TryAgain, Unavailable
-from stationmaster.batch import Outcome
 from stationmaster.http import HttpError, open_http_client
 from stationmaster.http_words import bearer, error_text, hide, parse_retry_after
+from stationmaster.reports import encode_report
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Collection
-    from datetime import datetime
 
     from stationmaster.abc import UploadAnswer
     from stationmaster.batch import BatchReport
@@ -55,46 +43,6 @@ _HEADER_SAFE = "!#$&'()*+,-./:;<=>?@[]^_`{|}~"
 """Stands in an `Idempotency-Key` as it is, like letters and digits; all else as %XX, so that no two ids are alike."""
 
 
-def encode_report(report: BatchReport) -> bytes:
-    """Return the report as JSON, in the form that is uploaded (on top of this file)."""
-    batch = report.batch
-    results: list[orjson.Fragment] = []
-    unsuccessful: list[dict[str, str]] = []
-    for result in report.results:
-        if result.outcome is Outcome.SUCCEEDED:
-            results.append(orjson.Fragment(result.encoded))
-        else:
-            unsuccessful.append(
-                {
-                    "stationId": result.station_id,
-                    "outcome": result.outcome.value,
-                    "reason": _legal(result.reason),
-                }
-            )
-    form: dict[str, Any] = {
-        "batchId": batch.batch_id,
-        "topic": batch.topic,
-        "closedBy": report.closed_by.value,
-        "openedAt": _iso(batch.opened_at),
-        "closedAt": _iso(report.closed_at),
-        "durationSeconds": round(report.duration_s, 6),
-        "ranges": [
-            {"partition": offsets.partition, "first": offsets.first, "last": offsets.last}
-            for offsets in batch.ranges
-        ],
-        "counts": {
-            "expected": len(report.results),
-            **{outcome.value: report.counts[outcome] for outcome in Outcome},
-        },
-        "results": results,
-        "unsuccessful": unsuccessful,
-        "badEntries": [
-            {"index": bad.index, "reason": _legal(bad.reason)} for bad in batch.bad_entries
-        ],
-    }
-    return orjson.dumps(form)
-
-
 @attrs.define(eq=False)
 class HttpSink:
     """Posts every batch to one URL; made by `open_http_sink`."""
@@ -106,11 +54,15 @@ class HttpSink:
     _threads: trio.CapacityLimiter = attrs.field(repr=False)
 
     async def upload(self, report: BatchReport, /) -> UploadAnswer:
-        """Post the batch once, with its id as `Idempotency-Key`, and say what the answer means."""
-        content = encode_report(report)
+        """Post the batch once, and say what the answer means."""
+        return await self.send(report.batch.batch_id, encode_report(report))
+
+    async def send(self, batch_id: str, body: bytes, /) -> UploadAnswer:
+        """Post a body once, with the batch's id as `Idempotency-Key`, and say what the answer means."""
+        content = body
         headers = {
             "Content-Type": "application/json",
-            "Idempotency-Key": quote(report.batch.batch_id, safe=_HEADER_SAFE),
+            "Idempotency-Key": quote(batch_id, safe=_HEADER_SAFE),
         }
         if self._compression == "gzip":
             headers["Content-Encoding"] = "gzip"
@@ -156,7 +108,7 @@ async def open_http_sink(
     attempt_timeout_s: float = 10.0,
     ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[HttpSink]:
-    """Open a sink that posts every batch to `url`, as JSON in the form on top of this file.
+    """Open a sink that posts every batch to `url`, as JSON in the form of `stationmaster.reports`.
 
     Args:
         url: http or https.
@@ -185,12 +137,3 @@ async def open_http_sink(
         # A thread for each connection is as much as can be sent.
         threads = trio.CapacityLimiter(connections)
         yield HttpSink(client, token, compression, frozenset(accepted), threads)
-
-
-def _iso(moment: datetime) -> str:
-    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
-
-
-def _legal(text: str) -> str:
-    """Return a text from anywhere (a handler's error, say) without the lone surrogates that JSON cannot hold."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -12,7 +12,8 @@ import trio
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 from stationmaster.abc import Accepted, Rejected, TryAgain, Unavailable
-from stationmaster.sinks import encode_report, open_http_sink
+from stationmaster.reports import encode_report
+from stationmaster.sinks import open_http_sink
 from stationmaster.testing.sink import Hang, RecordingSink, Slow
 from tests.http_server import HANG, Reply, ScriptedServer, Seen, open_server
 from tests.test_sinks import report_of, succeeded

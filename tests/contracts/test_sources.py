@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from stationmaster.abc import Source
+    from stationmaster.abc import Source, Withdrawn
     from tests.kafka_broker import KafkaBroker
 
 AT_MOST = 4
@@ -35,6 +35,10 @@ class World(Protocol):
 
     def put(self, *values: bytes | None, partition: int = 0, **more: Any) -> None: ...
     def open(self) -> AbstractAsyncContextManager[Source]: ...
+    def rival(self) -> AbstractAsyncContextManager[None]:
+        """Let somebody else join: at least one of four partitions leaves the reader, after its drain."""
+        ...
+
     def committed(self) -> int:
         """Return the next offset of partition 0 after what is committed; 0 if nothing is."""
         ...
@@ -54,8 +58,16 @@ class MemoryWorld:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Source]:
         yield self.source
+        self.source.watch_withdrawals(lambda _: None)  # the reader has left
         self.source.lose(sorted(self.partitions))
         self.source.assign(sorted(self.partitions))
+
+    @asynccontextmanager
+    async def rival(self) -> AsyncIterator[None]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.source.revoke, [(self.topic, 2), (self.topic, 3)])
+            yield
+        self.source.assign([(self.topic, 2), (self.topic, 3)])
 
     def committed(self) -> int:
         return self.source.committed.get((self.topic, 0), 0)
@@ -89,6 +101,11 @@ class KafkaWorld:
         )
         return open_kafka_source(settings)
 
+    @asynccontextmanager
+    async def rival(self) -> AsyncIterator[None]:
+        async with self.open():
+            yield
+
     def committed(self) -> int:
         return self.broker.committed(self.group, self.topic).get(0, 0)
 
@@ -110,6 +127,10 @@ class FileWorld:
         async with open_file_source(self.path, max_poll_messages=AT_MOST) as source:
             yield source
         self.accounted = source.accounted
+
+    @asynccontextmanager
+    async def rival(self) -> AsyncIterator[None]:
+        yield
 
     def committed(self) -> int:
         return self.accounted
@@ -359,3 +380,62 @@ async def test_a_second_accounting_of_an_old_range_does_not_take_the_commit_back
         source.account(span(records[0], records[5]))
         source.account(span(records[0], records[1]))
     assert any_world.committed() == 6
+
+
+# ----------------------------------------------------------------------------------------------------- withdrawals
+
+
+@attrs.define(eq=False)
+class Watcher:
+    """Remembers what was withdrawn, and can be waited for."""
+
+    calls: list[set[tuple[str, int, int]]] = attrs.field(factory=list)
+    called: trio.Event = attrs.field(factory=trio.Event)
+
+    def __call__(self, withdrawn: Withdrawn) -> None:
+        self.calls.append(set(withdrawn))
+        assert len(self.calls[-1]) == len(withdrawn)
+        self.called.set()
+
+
+async def test_what_a_rebalance_takes_away_is_withdrawn_once_and_only_after_its_drain(
+    broker_world: World,
+) -> None:
+    for partition in range(4):
+        broker_world.put(*numbered(2), partition=partition)
+    watcher = Watcher()
+    async with broker_world.open() as source:
+        source.watch_withdrawals(watcher)
+        records = await read(source, 8)
+        async with broker_world.rival():
+            await wait_all_tasks_blocked()
+            for record in records[:-1]:
+                source.account(span(record))
+            held_back = records[-1].topic, records[-1].partition, records[-1].generation
+            assert not any(held_back in call for call in watcher.calls)
+            source.account(span(records[-1]))
+            with trio.fail_after(PATIENCE_S):
+                await watcher.called.wait()
+    told = [each for call in watcher.calls for each in call]
+    assert len(told) == len(set(told))
+    assert set(told) < {(r.topic, r.partition, r.generation) for r in records}
+
+
+async def test_nothing_is_withdrawn_while_nobody_takes_anything_away(any_world: World) -> None:
+    any_world.put(*numbered(4))
+    watcher = Watcher()
+    async with any_world.open() as source:
+        source.watch_withdrawals(watcher)
+        records = await read(source, 4)
+        source.account(span(records[0], records[3]))
+        assert not watcher.calls
+
+
+async def test_a_file_takes_nothing_back_whoever_comes(file_world: World) -> None:
+    file_world.put(*numbered(2))
+    watcher = Watcher()
+    async with file_world.open() as source:
+        source.watch_withdrawals(watcher)
+        async with file_world.rival():
+            await read(source, 2)
+    assert not watcher.calls

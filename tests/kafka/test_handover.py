@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 import attrs
 import pytest
@@ -14,6 +15,9 @@ from stationmaster.kafka.assignment import Assignment, Drain, Holding
 from stationmaster.kafka.handover import Command, Handover
 from stationmaster.testing import RecordingObserver
 
+if TYPE_CHECKING:
+    from stationmaster.abc import Withdrawn
+
 
 @attrs.define(eq=False)
 class Bench:
@@ -22,9 +26,11 @@ class Bench:
     assignment: Assignment = attrs.field(factory=Assignment)
     commands: SimpleQueue[Command] = attrs.field(factory=SimpleQueue)
     handover: Handover = attrs.field(init=False)
+    withdrawn: list[Withdrawn] = attrs.field(factory=list)
 
     def __attrs_post_init__(self) -> None:
         self.handover = Handover(RecordingObserver(), self.commands)
+        self.handover.on_withdrawn = self.withdrawn.append
 
     def assign(self, partition: int) -> Holding:
         holding = self.assignment.hold(("t", partition))
@@ -90,15 +96,17 @@ async def test_closing_ends_every_drain_that_is_and_that_comes() -> None:
     assert two.done.is_set()
 
 
-async def test_what_was_read_before_its_partition_began_anew_is_returned_and_never_committed() -> (
+async def test_what_was_read_before_its_partition_began_anew_is_withdrawn_and_never_committed() -> (
     None
 ):
     bench = Bench()
     old = bench.assign(0)
     bench.deliver((0, 5, 1))
+    await bench.handover.poll()
+    bench.deliver((0, 6, 1))
     new = bench.assign(0)
+    assert bench.withdrawn == [[("t", 0, 1)]]
     bench.deliver((0, 1, 2))
-    assert [r.offset for r in await bench.handover.poll()] == [5]
     assert [r.offset for r in await bench.handover.poll()] == [1]
     bench.handover.account(span(0, 5, 5, generation=1))
     bench.handover.account(span(0, 1, 1, generation=2))
@@ -120,6 +128,33 @@ async def test_after_closing_polls_are_dropped_and_counted_and_a_waiting_reader_
     bench.deliver((0, 5, 1))
     assert bench.handover.dropped_polls == 1
     assert bench.commands.get_nowait() is Command.STOP
+
+
+async def test_withdrawals_are_told_after_the_drain_and_not_once_the_source_is_being_left() -> None:
+    bench = Bench()
+    first, second = bench.assign(0), bench.assign(1)
+    bench.handover.revoking(Drain([first]))
+    assert not bench.withdrawn
+    bench.handover.left([])
+    assert not bench.withdrawn
+    bench.handover.left([first])
+    assert bench.withdrawn == [[("t", 0, 1)]]
+    bench.handover.close()
+    bench.handover.left([second])
+    assert bench.withdrawn == [[("t", 0, 1)]]
+
+
+async def test_an_error_of_the_watcher_is_raised_by_the_next_poll() -> None:
+    bench = Bench()
+
+    def fail(withdrawn: Withdrawn) -> None:
+        raise LookupError(withdrawn)
+
+    bench.handover.on_withdrawn = fail
+    bench.handover.left([bench.assign(0)])
+    assert not bench.handover.holdings
+    with pytest.raises(LookupError, match=r"'t', 0, 1"):
+        await bench.handover.poll()
 
 
 async def test_the_first_of_several_errors_is_the_one_that_is_raised() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -32,6 +33,9 @@ from tests.kafka.clients import (
     places,
     read,
 )
+
+if TYPE_CHECKING:
+    from stationmaster.abc import Withdrawn
 
 
 async def test_a_revoke_waits_for_what_was_handed_out_and_commits_it(
@@ -136,7 +140,9 @@ async def test_partitions_that_are_lost_are_never_committed(
     group.fill(4)
     listener = Listener()
     settings = group.settings(options={"max.poll.interval.ms": 1000}, commit_interval_s=1000)
+    withdrawn: list[Withdrawn] = []
     async with open_kafka_source(settings, observer=listener) as source:
+        source.watch_withdrawals(withdrawn.append)
         records = await read(source, 4)
         account(source, records)
         lost = threading.Event()
@@ -144,6 +150,7 @@ async def test_partitions_that_are_lost_are_never_committed(
         await listener.hears(PartitionsLost)
         lost.set()
         monkeypatch.undo()
+        assert [sorted(each) for each in withdrawn] == [[(group.topic, p, 1) for p in range(4)]]
         assert source.statistics().max_poll_exceeded == 1
         again = await read(source, 4)
         assert {record.generation for record in again} == {2}
@@ -157,7 +164,9 @@ async def test_a_log_that_was_made_anew_begins_a_new_generation(
 ) -> None:
     group.fill(4)
     listener = Listener()
+    withdrawn: list[Withdrawn] = []
     async with open_kafka_source(group.settings(), observer=listener) as source:
+        source.watch_withdrawals(withdrawn.append)
         old = await read(source, 4)
         again = TopicPartition(group.topic, 0, 1)
         in_the_thread(monkeypatch, lambda pump: pump._consumer.seek(again))
@@ -167,6 +176,7 @@ async def test_a_log_that_was_made_anew_begins_a_new_generation(
     assert places(new) == [(0, 1), (0, 2), (0, 3)]
     assert {record.generation for record in old} == {1}
     assert {record.generation for record in new} == {2}
+    assert withdrawn == [[(group.topic, 0, 1)]]
     assert "goes back from offset 4 to 1" in listener.of(SourceTrouble)[0].detail
     assert group.committed() == {0: 4}
 

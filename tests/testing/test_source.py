@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -16,6 +18,9 @@ from stationmaster.events import (
 )
 from stationmaster.testing import RecordingObserver
 from stationmaster.testing.source import MemorySource
+
+if TYPE_CHECKING:
+    from stationmaster.abc import Withdrawn
 
 ZERO = ("t", 0)
 
@@ -147,6 +152,21 @@ async def test_after_a_loss_the_records_come_again_from_the_commit_under_a_new_g
     assert source.commits == {ZERO: [1]}
     assert observer.of(PartitionsLost) == [PartitionsLost(partitions=(ZERO,))]
     assert observer.of(PartitionsAssigned) == [PartitionsAssigned(partitions=(ZERO,))] * 2
+
+
+async def test_every_generation_that_ends_is_withdrawn_from_whoever_watched_last() -> None:
+    source = MemorySource(drain_timeout_s=0)
+    fill(source, 1, 0)
+    fill(source, 1, 1)
+    source.lose([("t", 1)])  # nobody watches
+    withdrawn: list[Withdrawn] = []
+    source.watch_withdrawals(lambda _: pytest.fail("another has taken its place"))
+    source.watch_withdrawals(withdrawn.append)
+    source.assign([ZERO])  # as if its log had been cut
+    await source.revoke([ZERO])
+    source.assign([ZERO, ("t", 1)])
+    source.lose([ZERO, ("t", 1)])
+    assert withdrawn == [[("t", 0, 1)], [("t", 0, 2)], [("t", 0, 3), ("t", 1, 2)]]
 
 
 async def test_a_partition_can_be_assigned_before_it_has_records() -> None:

@@ -68,7 +68,7 @@ class Assignment:
     """The partitions held now."""
 
     turnover: int = attrs.field(default=0, init=False)
-    """How often something left."""
+    """How often a generation ended: records of it that are in hand are nobody's."""
     _held: dict[Key, Holding] = attrs.field(factory=dict, init=False)
     _generations: dict[Key, int] = attrs.field(factory=dict, init=False)
 
@@ -83,7 +83,8 @@ class Assignment:
         return {topic for topic, _ in self._held}
 
     def hold(self, key: Key) -> Holding:
-        """Begin a new generation of this partition."""
+        """Begin a new generation of this partition; one that is held ends."""
+        self.turnover += key in self._held
         generation = self._generations[key] = self._generations.get(key, 0) + 1
         holding = Holding(Lease(topic=key[0], partition=key[1], generation=generation))
         self._held[key] = holding

@@ -1,10 +1,12 @@
 """The hand-over between the pump's thread and trio: this side of it runs in trio's thread only.
 
 Rules:
-1. A record is handed out when `poll` returns it, not before: what waits here when its partition leaves is dropped and
+1. A record is handed out when `poll` returns it, not before: what waits here when its generation ends is dropped and
    comes again at the partition's next owner.
 2. What is accounted for under an older generation is dropped.
-3. Callbacks from the pump never raise (there it would end trio itself): an error of the observer is kept, and raised
+3. Who watches withdrawals hears of every generation that ends, after its drain; no record of it is returned after
+   that. Once the source is being left there is nobody to hear it.
+4. Callbacks from the pump never raise (there it would end trio itself): an error of the observer is kept, and raised
    by the next `poll` or when the source is left. After closing, polls that still arrive are dropped and counted.
 """
 
@@ -18,10 +20,10 @@ import attrs
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from queue import SimpleQueue
 
-    from stationmaster.abc import Observer
+    from stationmaster.abc import Observer, Withdrawn
     from stationmaster.batch import OffsetRange, Record
     from stationmaster.events import Event
     from stationmaster.kafka.assignment import Drain, Holding, Key
@@ -44,6 +46,7 @@ class Handover:
     observer: Observer
     commands: SimpleQueue[Command]
     holdings: dict[Key, Holding] = attrs.field(factory=dict, init=False)
+    on_withdrawn: Callable[[Withdrawn], None] | None = attrs.field(default=None, init=False)
     dropped_polls: int = attrs.field(default=0, init=False)
     has_ended: trio.Event = attrs.field(factory=trio.Event, init=False)
     _error: Exception | None = attrs.field(default=None, init=False)
@@ -117,7 +120,10 @@ class Handover:
         self._arrived.set()
 
     def assigned(self, holdings: Sequence[Holding]) -> None:
-        """Records of these come from now on."""
+        """Records of these come from now on; one that is here already begins a new generation."""
+        old = [self.holdings[holding.key] for holding in holdings if holding.key in self.holdings]
+        if old:
+            self.left(old)
         self.holdings.update((holding.key, holding) for holding in holdings)
 
     def revoking(self, drain: Drain) -> None:
@@ -131,6 +137,12 @@ class Handover:
         self._drop({holding.key for holding in holdings})
         for holding in holdings:
             del self.holdings[holding.key]
+        if self.on_withdrawn is None or self._closed or not holdings:
+            return
+        try:
+            self.on_withdrawn([(*holding.key, holding.lease.generation) for holding in holdings])
+        except Exception as error:  # noqa: BLE001 (see `happened`)
+            self.failed(error)
 
     def happened(self, event: Event) -> None:
         """Tell the observer."""

@@ -27,9 +27,9 @@ from stationmaster.kafka.handover import Command, Handover
 from stationmaster.kafka.pump import Pump
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
-    from stationmaster.abc import Observer
+    from stationmaster.abc import Observer, Withdrawn
     from stationmaster.batch import OffsetRange, Record
     from stationmaster.kafka.assignment import Holding
     from stationmaster.kafka.settings import KafkaSettings
@@ -88,6 +88,15 @@ class KafkaSource:
     def account(self, offsets: OffsetRange, /) -> None:
         """See `stationmaster.abc.Source.account`."""
         self._handover.account(offsets)
+
+    def watch_withdrawals(self, on_withdrawn: Callable[[Withdrawn], None], /) -> None:
+        """See `stationmaster.abc.Source.watch_withdrawals`. A later watcher takes the place of the one before.
+
+        Told: partitions that were revoked (when their drain is over, in time or not) or lost, and those whose log was
+        cut or made anew, which go on at once under a new generation. No record of what was told is returned by a later
+        `poll`. Nothing is told once the source is being left.
+        """
+        self._handover.on_withdrawn = on_withdrawn
 
     def statistics(self) -> KafkaStatistics:
         """Return how the source stands now; cheap, asks no broker."""

@@ -33,9 +33,10 @@ from stationmaster.files import open_file_source
 from stationmaster.handlers import EmbedOptions, Resources
 from stationmaster.kafka import KafkaSettings, open_kafka_source
 from stationmaster.messages import Limits
-from stationmaster.pipeline import Pipeline, PipelineSettings, open_pipeline
+from stationmaster.pipeline import Pipeline, open_pipeline
 from stationmaster.service.handler_loading import open_handler
 from stationmaster.service.shutdown import EXIT_CUT_SHORT, EXIT_OK, Shutdown
+from stationmaster.settings import PipelineSettings
 from stationmaster.sinks import open_http_sink
 
 if TYPE_CHECKING:

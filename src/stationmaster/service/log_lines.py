@@ -14,14 +14,19 @@ from stationmaster.events import (
     BatchClosed,
     BatchDropped,
     BatchOpened,
+    BatchWithdrawn,
     CallAbandoned,
     CallDone,
     CallFailed,
     CallStarted,
+    DeadLettersKept,
     EmptyBatch,
     LateResult,
     MessageRefused,
     OffsetsCommitted,
+    OutboxDelivered,
+    OutboxRejected,
+    OutboxRetried,
     PartitionsAssigned,
     PartitionsLost,
     PartitionsRevoked,
@@ -29,12 +34,18 @@ from stationmaster.events import (
     SourcePaused,
     SourceRecovered,
     SourceTrouble,
+    StateMovedAside,
     StationAnswered,
     StationTrouble,
+    StoreBlocked,
+    StoreUnblocked,
     UploadDone,
     UploadFailed,
+    UploadKept,
     UploadRejected,
     UploadRetried,
+    UploadsDiverted,
+    UploadsResumed,
 )
 
 if TYPE_CHECKING:
@@ -77,6 +88,8 @@ def line_of(event: Event) -> Line:
             return _closed(report, event.lateness_s)
         case BatchDropped(batch=batch):
             return Line("warning", "batch dropped", {"batch_id": batch.batch_id})
+        case BatchWithdrawn(batch=batch):
+            return Line("warning", "batch withdrawn", {"batch_id": batch.batch_id})
         case MessageRefused(record=record, reason=reason):
             place = {
                 "topic": record.topic,
@@ -85,12 +98,18 @@ def line_of(event: Event) -> Line:
             }
             detail = _brief(event.detail)
             fields = {"reason": reason, **place, "detail": detail}
-            # Each of them: as long as they are not kept, this line is all that is left of the message.
-            return Line("warning", "dead letter", fields)
+            return Line("warning", "dead letter", fields, kind=reason)
         case StationAnswered() | LateResult() | StationTrouble():
             return _station_line(event)
-        case UploadDone() | UploadRejected() | UploadRetried() | UploadFailed():
+        case UploadDone() | UploadRejected() | UploadRetried() | UploadFailed() | UploadKept():
             return _upload_line(event)
+        case UploadsDiverted() | UploadsResumed() | OutboxDelivered() | OutboxRetried():
+            return _outbox_line(event)
+        case OutboxRejected() | DeadLettersKept() | StoreBlocked() | StoreUnblocked():
+            return _store_line(event)
+        case StateMovedAside():
+            moved = {"path": event.path, "moved_to": event.moved_to, "reason": _brief(event.reason)}
+            return Line("error", "state file damaged, moved aside and begun anew", moved)
         case RequestSubmitted() | CallStarted() | CallDone() | CallFailed() | CallAbandoned():
             return _batcher_line(event)
         case _:
@@ -131,7 +150,9 @@ def _station_line(event: StationAnswered | LateResult | StationTrouble) -> Line:
             assert_never(event)
 
 
-def _upload_line(event: UploadDone | UploadRejected | UploadRetried | UploadFailed) -> Line:
+def _upload_line(
+    event: UploadDone | UploadRejected | UploadRetried | UploadFailed | UploadKept,
+) -> Line:
     fields: dict[str, Any]
     match event:
         case UploadDone(report=report):
@@ -159,6 +180,62 @@ def _upload_line(event: UploadDone | UploadRejected | UploadRetried | UploadFail
         case UploadFailed(batch_id=batch_id):
             why = {"attempts": event.attempts, "reason": _brief(event.reason)}
             return Line("error", "upload failed", {"batch_id": batch_id, **why})
+        case UploadKept(batch_id=batch_id):
+            why = {"attempts": event.attempts, "reason": _brief(event.reason)}
+            return Line("warning", "sent to outbox", {"batch_id": batch_id, **why})
+        case _:
+            assert_never(event)
+
+
+def _outbox_line(
+    event: UploadsDiverted | UploadsResumed | OutboxDelivered | OutboxRetried,
+) -> Line:
+    fields: dict[str, Any]
+    match event:
+        case UploadsDiverted():
+            text = "upload target down: batches go to the outbox until it answers"
+            return Line("error", text, {"reason": _brief(event.reason)})
+        case UploadsResumed():
+            fields = {"down_s": round(event.diverted_s, 3)}
+            return Line("info", "upload target answers again", fields)
+        case OutboxDelivered():
+            fields = {
+                "batch_id": event.batch_id,
+                "attempts": event.attempts,
+                "bytes": event.sent_bytes,
+                "waited_s": round(event.waited_s, 3),
+                "rows_left": event.rows_left,
+            }
+            return Line("info", "upload done from outbox", fields)
+        case OutboxRetried():
+            fields = {
+                "batch_id": event.batch_id,
+                "attempts": event.attempts,
+                "reason": _brief(event.reason),
+                "retry_in_s": round(event.retry_in_s, 3),
+            }
+            return Line("warning", "upload from outbox failed", fields, kind=_brief(event.reason))
+        case _:
+            assert_never(event)
+
+
+def _store_line(
+    event: OutboxRejected | DeadLettersKept | StoreBlocked | StoreUnblocked,
+) -> Line:
+    fields: dict[str, Any]
+    match event:
+        case OutboxRejected():
+            answer = {"status": event.status, "answer": _brief(event.answer)}
+            return Line("error", "upload rejected", {"batch_id": event.batch_id, **answer})
+        case DeadLettersKept(letters=letters):
+            names = [f"{one.topic}/{one.partition}@{one.offset}" for one in letters]
+            return Line("debug", "dead letters kept", _named("letters", names))
+        case StoreBlocked():
+            fields = {"store": event.store, "kind": event.kind, "detail": _brief(event.detail)}
+            return Line("error", "store takes nothing: consumption pauses until it does", fields)
+        case StoreUnblocked():
+            fields = {"store": event.store, "blocked_s": round(event.blocked_s, 3)}
+            return Line("info", "store works again", fields)
         case _:
             assert_never(event)
 

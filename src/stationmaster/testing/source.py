@@ -22,9 +22,9 @@ from stationmaster.events import (
 from stationmaster.offsets import Lease
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from stationmaster.abc import Observer
+    from stationmaster.abc import Observer, Withdrawn
 
 Partition: TypeAlias = tuple[str, int]
 """Topic and partition number."""
@@ -59,6 +59,7 @@ class MemorySource:
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
     _ended: bool = attrs.field(default=False, init=False)
     _error: Exception | None = attrs.field(default=None, init=False)
+    _on_withdrawn: Callable[[Withdrawn], None] | None = attrs.field(default=None, init=False)
 
     # ------------------------------------------------------------------------------------------------- the source
 
@@ -89,6 +90,10 @@ class MemorySource:
             self.observer.observe(OffsetsCommitted(offsets=(taken,)))
         if not lease.outstanding:
             held.drained.set()
+
+    def watch_withdrawals(self, on_withdrawn: Callable[[Withdrawn], None], /) -> None:
+        """See `stationmaster.abc.Source.watch_withdrawals`. A later watcher takes the place of the one before."""
+        self._on_withdrawn = on_withdrawn
 
     # ------------------------------------------------------------------------------------------------- the broker
 
@@ -138,7 +143,11 @@ class MemorySource:
         self._changed.set()
 
     def assign(self, partitions: Sequence[Partition]) -> None:
-        """Give partitions to the reader, from their committed offsets on, under a new generation."""
+        """Give partitions to the reader, from their committed offsets on, under a new generation.
+
+        One that is held already is withdrawn first: as if its log had been cut.
+        """
+        self._withdraw([key for key in partitions if key in self._held])
         for key in partitions:
             generation = self._generations[key] = self._generations.get(key, 0) + 1
             log = self._logs.setdefault(key, [])
@@ -166,8 +175,7 @@ class MemorySource:
                     if held.lease.outstanding:
                         await held.drained.wait()
         finally:
-            for key in partitions:
-                del self._held[key]
+            self._withdraw(partitions)
             drained = not any(held.lease.outstanding for held in leaving)
             event = PartitionsRevoked(
                 partitions=tuple(partitions),
@@ -179,9 +187,13 @@ class MemorySource:
 
     def lose(self, partitions: Sequence[Partition]) -> None:
         """Take partitions away at once: what is not accounted for is never committed."""
-        for key in partitions:
-            del self._held[key]
+        self._withdraw(partitions)
         self.observer.observe(PartitionsLost(partitions=tuple(partitions)))
+
+    def _withdraw(self, partitions: Iterable[Partition]) -> None:
+        withdrawn = [(*key, self._held.pop(key).lease.generation) for key in partitions]
+        if withdrawn and self._on_withdrawn is not None:
+            self._on_withdrawn(withdrawn)
 
     def _take(self) -> list[Record]:
         records: list[Record] = []
