@@ -72,6 +72,13 @@ class Part:
         self._changed.unpark_all()
 
 
+async def wait_until(holds: Callable[[], bool], *, seconds: float = READY_S) -> None:
+    """Wait for something in another process's files or at a broker: there is nothing to wait on."""
+    with trio.fail_after(seconds):
+        while not holds():  # noqa: ASYNC110
+            await trio.sleep(0.05)
+
+
 @asynccontextmanager
 async def open_part(*arguments: str, module: str = "stationmaster") -> AsyncIterator[Part]:
     """Run `python -m module arguments`; killed when the block ends."""
@@ -200,6 +207,7 @@ def kafka_config(
 ) -> Path:
     """Write a configuration for a service between these parts."""
     embeddings = f'[embeddings]\nurls = ["{model}/v1"]\nmodel = "readings-128"\n' if model else ""
+    outbox = "" if "[outbox]" in extra else f'[outbox]\npath = "{folder / "state.db"}"\n'
     path = folder / "stationmaster.toml"
     path.write_text(
         f"""
@@ -218,6 +226,7 @@ url = "{receiver}/batches"
 [log]
 format = "json"
 {extra}
+{outbox}
 """
     )
     return path

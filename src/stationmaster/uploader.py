@@ -124,7 +124,7 @@ class Uploader:
         report = delivery.report
         limit = trio.current_time() + self.limit_s
         await trio.lowlevel.checkpoint()
-        while not (self._outbox and self._outbox.is_diverting):
+        while not self._is_diverting:
             delivery.attempts += 1
             answer: UploadAnswer = TryAgain(reason="no answer before the limit")
             with trio.move_on_at(limit):
@@ -150,6 +150,8 @@ class Uploader:
                 )
                 return True
             delivery.last_answer = answer.reason
+            if self._is_diverting:
+                return False  # at once: this failure was one too many
             remaining = limit - now
             pause = min(self._pause_s(answer, delivery.attempts), remaining / 2)
             if pause < _SHORTEST_PAUSE_S:
@@ -165,6 +167,10 @@ class Uploader:
             )
             await trio.sleep(pause)
         return False
+
+    @property
+    def _is_diverting(self) -> bool:
+        return self._outbox is not None and self._outbox.is_diverting
 
     def _pause_s(self, answer: TryAgain | Unavailable, attempts: int) -> float:
         pause: float = min(_FIRST_PAUSE_S * 2 ** min(attempts - 1, 10), _LONGEST_PAUSE_S)

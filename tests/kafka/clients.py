@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -169,3 +170,33 @@ def in_the_thread(monkeypatch: pytest.MonkeyPatch, action: Callable[[pump.Pump],
         keep_house(self, now)
 
     monkeypatch.setattr(pump.Pump, "_keep_house", act_first)
+
+
+def produce_raw(servers: str, topic: str, value: bytes, *, header: tuple[bytes, bytes]) -> None:
+    """Append a record to partition 0 by Kafka's own protocol (Produce 7): the client would not write such a header."""
+    name, content = header
+    body = b"\0\0\0" + _varint(-1) + _varint(len(value)) + value  # attributes, both deltas; no key
+    body += _varint(1) + _varint(len(name)) + name + _varint(len(content)) + content
+    record = _varint(len(body)) + body
+    # epoch, magic, no checksum; attributes, last delta, timestamps, no producer, one record
+    rest = struct.pack(">ibIhiqqqhii", -1, 2, 0, 0, 0, 1000, 1000, -1, -1, -1, 1) + record
+    batch = struct.pack(">qi", 0, len(rest)) + rest
+    encoded = topic.encode()
+    request = struct.pack(">hhih", 0, 7, 1, -1)  # key, version, correlation, no client id
+    request += struct.pack(">hhiih", -1, -1, 5000, 1, len(encoded)) + encoded
+    request += struct.pack(">iii", 1, 0, len(batch)) + batch
+    host, _, port = servers.partition(":")
+    with socket.create_connection((host, int(port)), PATIENCE_S) as sock:
+        sock.sendall(struct.pack(">i", len(request)) + request)
+        answer = sock.recv(1000)
+    error: int = struct.unpack_from(">h", answer, 4 + 4 + 4 + 2 + len(encoded) + 4 + 4)[0]
+    assert error == 0
+
+
+def _varint(number: int) -> bytes:
+    left = number * 2 if number >= 0 else -number * 2 - 1
+    encoded = bytearray()
+    while left > 127:
+        encoded.append(left & 127 | 128)
+        left >>= 7
+    return bytes([*encoded, left])

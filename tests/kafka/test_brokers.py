@@ -18,7 +18,7 @@ from stationmaster.events import (
     SourceRecovered,
     SourceTrouble,
 )
-from stationmaster.kafka import open_kafka_source, pump
+from stationmaster.kafka import inspection, open_kafka_source, pump
 from tests.kafka_broker import run_kafka_broker
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ async def test_a_commit_that_is_refused_is_a_trouble_and_sent_again_until_it_is_
         in_the_thread(monkeypatch, lambda p: p._assignment.forget(p._assignment.find_all(gone)))
         await listener.hears(OffsetsCommitted)
         await listener.hears(SourceRecovered)
+        assert source.statistics().commit_errors >= 1
     assert group.committed() == {0: 1}
 
 
@@ -75,6 +76,7 @@ async def test_a_committed_offset_beyond_the_log_is_loud_and_reading_begins_at_t
         assert places(await read(source, 4)) == everything(4)
         trouble = await listener.hears(SourceTrouble)
         await listener.hears(SourceRecovered)
+        assert source.statistics().offset_resets == 1
     assert trouble.kind == "offset-reset"
     assert "1000" in trouble.detail
 
@@ -82,8 +84,8 @@ async def test_a_committed_offset_beyond_the_log_is_loud_and_reading_begins_at_t
 async def test_an_unknown_topic_is_said_and_found_when_it_appears(
     group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pump, "_PROBE_FIRST_S", 0.05)
-    monkeypatch.setattr(pump, "_PROBE_EVERY_S", 0.05)
+    monkeypatch.setattr(pump, "PROBE_FIRST_S", 0.05)
+    monkeypatch.setattr(inspection, "PROBE_EVERY_S", 0.05)
     group.fill(2)
     missing = group.broker.new_name("missing")
     listener = Listener()
@@ -99,20 +101,21 @@ async def test_an_unknown_topic_is_said_and_found_when_it_appears(
 
 async def test_a_broker_that_refuses_us_is_a_trouble_of_its_own(group: Group) -> None:
     listener = Listener()
-    secret = {
-        "security.protocol": "sasl_plaintext",
-        "sasl.mechanisms": "PLAIN",
-        "sasl.username": "u",
-        "sasl.password": "p",
-    }
-    async with open_kafka_source(group.settings(options=secret), observer=listener):
-        await listener.hears(SourceTrouble, lambda event: event.kind == "authentication")
+    settings = group.settings(
+        security_protocol="sasl_plaintext",
+        sasl_mechanism="PLAIN",
+        username="u",
+        password="geheim",
+    )
+    async with open_kafka_source(settings, observer=listener):
+        trouble = await listener.hears(SourceTrouble, lambda event: event.kind == "authentication")
+    assert "geheim" not in trouble.detail
 
 
 async def test_a_broker_that_is_away_at_the_start_is_waited_for(
     group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pump, "_PROBE_EVERY_S", 0.1)
+    monkeypatch.setattr(inspection, "PROBE_EVERY_S", 0.1)
     group.fill(3)
     port = free_port()
     listener = Listener()
@@ -129,7 +132,7 @@ async def test_a_broker_that_is_away_at_the_start_is_waited_for(
 async def test_with_no_broker_at_all_closing_is_no_trouble(
     group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pump, "_PROBE_FIRST_S", 0.0)
+    monkeypatch.setattr(pump, "PROBE_FIRST_S", 0.0)
     listener = Listener()
     settings = group.settings(bootstrap_servers=f"127.0.0.1:{free_port()}")
     async with open_kafka_source(settings, observer=listener) as source:
@@ -200,7 +203,7 @@ def test_a_client_that_hangs_is_left_behind_and_ends_by_itself_later() -> None:
 async def test_an_answer_to_a_commit_that_nobody_waits_for_is_ignored(group: Group) -> None:
     listener = Listener()
     async with open_kafka_source(group.settings(), observer=listener) as source:
-        source._pump._on_commit(None, [TopicPartition(group.topic, 0, 5)])
+        source._pump.committer.answered(None, [TopicPartition(group.topic, 0, 5)])
         group.fill(1)
         await read(source, 1)
     assert not listener.of(OffsetsCommitted)
@@ -215,6 +218,31 @@ async def test_a_fatal_error_of_the_client_ends_polling_with_its_words(group: Gr
         for _ in range(2):
             with pytest.raises(SourceError, match=r"two of one name.*FENCED_INSTANCE_ID"):
                 await source.poll()
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize("code", [KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID])
+async def test_two_members_of_one_instance_id_end_the_source_with_the_way_out(
+    group: Group, monkeypatch: pytest.MonkeyPatch, code: int, is_named: bool
+) -> None:
+    error: Any = KafkaError
+    fatal = error(code, "fenced", True)
+    if not is_named:  # so it comes from a real broker
+        fatal = error(KafkaError._FATAL, f"Fatal error: {KafkaError(code).str()}")
+    async with open_kafka_source(group.settings(instance_id="north-1")) as source:
+        in_the_thread(monkeypatch, lambda p: p._on_error(fatal))
+        with pytest.raises(SourceError, match=r"'north-1'.* instance_id of its own, or none"):
+            await source.poll()
+
+
+async def test_a_fatal_error_that_comes_in_place_of_a_message_is_one_as_well(
+    group: Group,
+) -> None:
+    error: Any = KafkaError
+    async with open_kafka_source(group.settings()) as source:
+        source._pump._on_error(error(KafkaError._FATAL, "no way on"))
+        with pytest.raises(SourceError, match="no way on"):
+            await source.poll()
 
 
 async def test_a_bug_in_the_thread_reaches_whoever_polls(

@@ -144,6 +144,15 @@ async def test_withdrawals_are_told_after_the_drain_and_not_once_the_source_is_b
     assert bench.withdrawn == [[("t", 0, 1)]]
 
 
+async def test_what_is_of_no_partition_that_is_held_is_outstanding_nowhere() -> None:
+    bench = Bench()
+    held = bench.assign(0)
+    bench.deliver((0, 5, 1), (7, 5, 1), (0, 6, 1))
+    assert len(await bench.handover.poll()) == 3
+    bench.handover.account(span(7, 5, 5))
+    assert held.lease.outstanding == 2
+
+
 async def test_an_error_of_the_watcher_is_raised_by_the_next_poll() -> None:
     bench = Bench()
 

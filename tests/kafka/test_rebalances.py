@@ -55,6 +55,8 @@ async def test_a_revoke_waits_for_what_was_handed_out_and_commits_it(
             assert revoked.drained
             gone = {partition for _, partition in revoked.partitions}
             assert len(gone) == 2
+            assert source.statistics().last_drain_s == revoked.drain_s
+            assert source.statistics().rebalances == 2
             assert {group.committed()[partition] for partition in gone} == {10}
             group.fill(1, range(4))
             theirs = await read(joined, 2)
@@ -152,6 +154,7 @@ async def test_partitions_that_are_lost_are_never_committed(
         monkeypatch.undo()
         assert [sorted(each) for each in withdrawn] == [[(group.topic, p, 1) for p in range(4)]]
         assert source.statistics().max_poll_exceeded == 1
+        assert source.statistics().lost_partitions == 4
         again = await read(source, 4)
         assert {record.generation for record in again} == {2}
         await listener.hears(SourceRecovered)

@@ -43,6 +43,14 @@ def test_an_option_that_would_move_offsets_is_refused_with_the_reason(key: str) 
         ("partition.assignment.strategy", "assignor"),
         ("session.timeout.ms", "session_timeout_s"),
         ("auto.offset.reset", "start"),
+        ("security.protocol", "security_protocol"),
+        ("sasl.mechanism", "sasl_mechanism"),
+        ("sasl.mechanisms", "sasl_mechanism"),
+        ("sasl.username", "username"),
+        ("sasl.password", "password"),
+        ("ssl.ca.location", "ca_file"),
+        ("ssl.certificate.location", "certificate_file"),
+        ("ssl.key.location", "key_file"),
     ],
 )
 def test_an_option_with_a_key_of_its_own_is_refused_and_the_key_is_named(
@@ -61,6 +69,7 @@ def test_every_fault_is_named_at_once() -> None:
             max_poll_messages=0,
             poll_timeout_s=float("nan"),
             commit_interval_s=-1,
+            progress_timeout_s=0,
             close_timeout_s=0,
             drain_timeout_s=-1,
             group_protocol="consumer",
@@ -76,6 +85,7 @@ def test_every_fault_is_named_at_once() -> None:
         "kafka.max_poll_messages",
         "kafka.poll_timeout_s",
         "kafka.commit_interval_s",
+        "kafka.progress_timeout_s",
         "kafka.close_timeout_s",
         "kafka.drain_timeout_s",
         "kafka.session_timeout_s",
@@ -104,7 +114,74 @@ def test_the_assignor_and_the_session_are_told_to_a_classic_group_only() -> None
 
 
 def test_options_do_not_show_in_a_log() -> None:
-    assert "geheim" not in repr(KafkaSettings(**GOOD, options={"sasl.password": "geheim"}))
+    assert "geheim" not in repr(KafkaSettings(**GOOD, options={"ssl.key.password": "geheim"}))
+
+
+SASL: dict[str, Any] = {
+    "security_protocol": "sasl_ssl",
+    "sasl_mechanism": "SCRAM-SHA-512",
+    "username": "reader",
+    "password": "geheim",
+}
+
+
+def test_who_we_are_and_whom_we_trust_is_told_to_the_client() -> None:
+    files: dict[str, Any] = {
+        "ca_file": "ca.pem",
+        "certificate_file": "us.pem",
+        "key_file": "us.key",
+    }
+    settings = KafkaSettings(**GOOD, **SASL, **files)
+    assert "geheim" not in repr(settings)
+    told = settings.client_configuration()
+    security = {key: value for key, value in told.items() if key.startswith(("se", "sasl", "ssl"))}
+    assert security == {
+        "security.protocol": "sasl_ssl",
+        "sasl.mechanisms": "SCRAM-SHA-512",
+        "sasl.username": "reader",
+        "sasl.password": "geheim",
+        "ssl.ca.location": "ca.pem",
+        "ssl.certificate.location": "us.pem",
+        "ssl.key.location": "us.key",
+    }
+    plain = KafkaSettings(**GOOD).client_configuration()
+    assert [key for key in plain if key.startswith(("sasl", "ssl"))] == []
+    assert plain["security.protocol"] == "plaintext"
+
+
+@pytest.mark.parametrize(
+    ("given", "faulty"),
+    [
+        ({"security_protocol": "SSL"}, ["security_protocol"]),
+        ({"security_protocol": "tls", "sasl_mechanism": "X"}, ["security_protocol", "sasl_mechanism"]),
+        ({"security_protocol": "sasl_ssl"}, ["sasl_mechanism", "username", "password"]),
+        (SASL | {"username": "", "password": ""}, ["username", "password"]),
+        (SASL | {"security_protocol": "ssl"}, ["sasl_mechanism", "username", "password"]),
+        (SASL | {"security_protocol": "sasl_plaintext", "ca_file": "ca.pem"}, ["ca_file"]),
+        ({"ca_file": "a", "certificate_file": "b", "key_file": "c"}, ["ca_file", "certificate_file", "key_file"]),
+        ({"security_protocol": "ssl", "key_file": "c"}, ["certificate_file"]),
+        (SASL | {"certificate_file": "b"}, ["key_file"]),
+        ({"security_protocol": "ssl"}, []),
+        (SASL, []),
+    ],
+)  # fmt: skip
+def test_security_is_checked_together_and_names_no_secret(
+    given: dict[str, Any], faulty: list[str]
+) -> None:
+    faults: tuple[str, ...] = ()
+    try:
+        KafkaSettings(**GOOD, **given)
+    except ConfigError as error:
+        faults = error.faults
+    assert [fault.partition(":")[0] for fault in faults] == [f"kafka.{name}" for name in faulty]
+    assert "geheim" not in "".join(faults)
+
+
+async def test_a_certificate_that_is_not_there_is_a_configuration_error() -> None:
+    settings = KafkaSettings(**GOOD, security_protocol="ssl", ca_file="/nowhere/ca.pem")
+    with pytest.raises(ConfigError, match=r"ssl.ca.location|/nowhere/ca.pem"):
+        async with open_kafka_source(settings):
+            pass
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 
 import pytest
 import trio
@@ -13,7 +14,7 @@ from stationmaster.events import (
     SourcePaused,
     SourceTrouble,
 )
-from stationmaster.kafka import open_kafka_source, pump
+from stationmaster.kafka import KafkaSource, PartitionStatistics, open_kafka_source, pump
 from stationmaster.kafka.handover import Command
 from tests.kafka.clients import (
     PATIENCE_S,
@@ -24,6 +25,7 @@ from tests.kafka.clients import (
     free_port,
     open_forwarder,
     places,
+    produce_raw,
     read,
 )
 
@@ -66,7 +68,8 @@ async def test_statistics_tell_lag_and_what_is_outstanding(group: Group) -> None
         assert source.statistics().partitions == ()
         await listener.hears(PartitionsAssigned)
         idle = next(p for p in source.statistics().partitions if p.partition == 1)
-        assert (idle.generation, idle.committed, idle.lag, idle.outstanding) == (1, None, None, 0)
+        assert (idle.generation, idle.committed, idle.outstanding) == (1, None, 0)
+        assert source.statistics().rebalances == 1
         records = await read(source, 5)
         account(source, records[:3])
         await listener.hears(OffsetsCommitted, lambda event: event.offsets[0].last == 2)
@@ -78,6 +81,77 @@ async def test_statistics_tell_lag_and_what_is_outstanding(group: Group) -> None
         assert (busy.committed, busy.high_watermark, busy.lag, busy.outstanding) == (4, 7, 3, 3)
         assert not source.statistics().paused
         assert source.statistics().pump_idle_s < PATIENCE_S
+
+
+async def test_lag_is_known_before_the_first_record_comes(group: Group) -> None:
+    group.fill(5)
+    group.fill(2, [1])
+    group.broker.commit(group.name, group.topic, 3)
+    group.broker.commit(group.name, group.topic, 2, partition=1)
+    async with open_kafka_source(group.settings(max_poll_messages=1)) as source:
+        with trio.fail_after(PATIENCE_S):
+            while None in (lags := [p.lag for p in by_number(source)]) or not lags:
+                await trio.to_thread.run_sync(next_look, source)
+        assert lags == [2, 0, 0, 0]
+        assert [p.outstanding for p in by_number(source)] == [0, 0, 0, 0]
+
+
+def by_number(source: KafkaSource) -> list[PartitionStatistics]:
+    return sorted(source.statistics().partitions, key=lambda each: each.partition)
+
+
+def next_look(source: KafkaSource) -> None:
+    """Wait in a thread for the pump's next turn."""
+    began = source._pump.last_turn
+    while source._pump.last_turn == began:
+        threading.Event().wait(0.001)
+
+
+async def test_a_record_whose_header_has_a_name_that_is_not_utf_8_comes_without_headers(
+    group: Group,
+) -> None:
+    group.fill(100)  # until the interpreter has specialised the calls
+    produce_raw(group.broker.bootstrap_servers, group.topic, b"odd", header=(b"\xff\xfe", b"v"))
+    group.broker.produce(group.topic, [b"even"], headers=[("trace", b"1")])
+    async with open_kafka_source(group.settings()) as source:
+        records = await read(source, 102)
+        assert source.statistics().unreadable_headers == 1
+        account(source, records)
+    odd, even = records[-2:]
+    assert (odd.value, odd.headers) == (b"odd", ())
+    assert (even.value, even.headers) == (b"even", (("trace", b"1"),))
+    assert group.committed() == {0: 102}
+
+
+async def test_a_pump_with_nothing_to_poll_keeps_nothing(group: Group) -> None:
+    async with open_kafka_source(group.settings(poll_timeout_s=0.001)) as source:
+        await turn(source, 50)
+        tracemalloc.start()
+        try:
+            await turn(source, 200)
+            before = ours(tracemalloc.take_snapshot())
+            await turn(source, 800)
+            after = ours(tracemalloc.take_snapshot())
+        finally:
+            tracemalloc.stop()
+    assert after - before < 800  # not a byte a turn
+
+
+async def turn(source: KafkaSource, times: int) -> None:
+    """Let the pump's thread go round so many times."""
+
+    def wait() -> None:
+        for _ in range(times):
+            next_look(source)
+
+    with trio.fail_after(PATIENCE_S):
+        await trio.to_thread.run_sync(wait)
+
+
+def ours(snapshot: tracemalloc.Snapshot) -> int:
+    """Return the bytes that the source's own lines hold."""
+    filters = [tracemalloc.Filter(True, "*/stationmaster/kafka/*")]
+    return sum(each.size for each in snapshot.filter_traces(filters).traces)
 
 
 # ----------------------------------------------------------------------------------------------------- backpressure
@@ -132,14 +206,17 @@ async def test_a_message_that_comes_during_a_pause_all_the_same_is_kept(
         await listener.hears(SourcePaused)
         resumed, kept = threading.Event(), threading.Event()
 
-        def resume_once(self: pump.Pump) -> None:  # in the thread that owns the client
+        keep_house = pump.Pump._keep_house
+
+        def resume_once(self: pump.Pump, now: float) -> None:  # in the thread that owns the client
+            keep_house(self, now)
             if not resumed.is_set():
                 resumed.set()
                 self._consumer.resume(self._consumer.assignment())
             elif self._kept:
                 kept.set()
 
-        monkeypatch.setattr(pump.Pump, "_commit", resume_once)
+        monkeypatch.setattr(pump.Pump, "_keep_house", resume_once)
         assert await trio.to_thread.run_sync(kept.wait, PATIENCE_S)
         monkeypatch.undo()
         assert places(await read(source, 30)) == everything(30)

@@ -35,6 +35,14 @@ async def in_a_thread(station: StationInput) -> None:
     await trio.to_thread.run_sync(time.sleep, 120)
 
 
+async def dying_beside_a_thread(station: StationInput) -> None:
+    """Hide in a thread at the first station, and run out of memory at every other."""
+    if station.station_id == next(iter(station.batch.entries)):
+        await trio.to_thread.run_sync(time.sleep, 120)
+    await trio.sleep(0.5)
+    raise MemoryError
+
+
 def not_async(station: StationInput) -> dict[str, int]:
     """Look like a handler, without the async."""
     return {"readings": len(station.readings)}

@@ -119,6 +119,7 @@ def test_a_handler_that_is_none_is_a_fault_of_configuration(
     file.write_text(
         f'[source]\nkind = "file"\n[file]\npath = "{tmp_path}/empty.jsonl"\n'
         f'[stations]\nhandler = "{handler}"\n[upload]\nurl = "http://127.0.0.1:9/"\n'
+        f'[outbox]\npath = "{tmp_path}/state.db"\n'
     )
 
     assert run_with(monkeypatch, "run", "--config", str(file)) == EXIT_CONFIG

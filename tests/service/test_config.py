@@ -17,6 +17,7 @@ from stationmaster.service.config import BatchConfig, Config
 from stationmaster.service.config_reading import load_config, render
 from stationmaster.service.config_rules import Secret, shown, toml_text
 from stationmaster.service.config_schema import TABLES
+from stationmaster.service.translation import check_settings, kafka_settings
 
 CONFIG = Path(__file__).parents[2] / "config"
 
@@ -381,6 +382,25 @@ def test_librdkafkas_keys_are_single_values_and_never_commit_by_themselves(file:
                 " expected that it is left out: the broker decides"
             ),
         ),
+        (
+            {"dead_letters": {"kind": "kafka"}},
+            'dead_letters.topic: is missing; expected a topic: dead_letters.kind is "kafka"',
+        ),
+        (
+            {"dead_letters": {"kind": "kafka", "topic": "stations"}},
+            (
+                "dead_letters.topic: is one of kafka.topics;"
+                " expected another: dead letters would be read again"
+            ),
+        ),
+        (
+            {
+                "source": {"kind": "file"},
+                "file": {"path": "x"},
+                "dead_letters": {"kind": "kafka", "topic": "dead"},
+            },
+            'dead_letters.kind: is "kafka"; expected "sqlite" with a file source',
+        ),
     ],
 )
 def test_values_that_contradict_each_other_are_one_fault(
@@ -456,9 +476,7 @@ def test_unknown_tables_and_tables_that_are_none_are_faults(file: Path) -> None:
         file, batch=3, stations=[1], uploads={"url": "x"}, **{"a\nb": 1, "log": {"x y": 1}}
     )
 
-    names = (
-        "source, kafka, file, batch, stations, limits, batcher, embeddings, upload, log, shutdown"
-    )
+    names = "source, kafka, file, batch, stations, limits, batcher, embeddings, upload, outbox, dead_letters, log, shutdown"
     assert faults == [
         f"uploads: is unknown (did you mean upload?); expected one of {names}",
         f'"a\\u000ab": is unknown; expected one of {names}',
@@ -609,9 +627,7 @@ def test_faults_name_an_origin_that_is_not_the_file(file: Path) -> None:
 
 def test_overrides_of_nothing_that_exists_are_faults(file: Path) -> None:
     keys = "by, deadline_s, quorum, max_in_flight, max_in_flight_bytes"
-    tables = (
-        "source, kafka, file, batch, stations, limits, batcher, embeddings, upload, log, shutdown"
-    )
+    tables = "source, kafka, file, batch, stations, limits, batcher, embeddings, upload, outbox, dead_letters, log, shutdown"
 
     assert faults_of(
         file,
@@ -667,6 +683,36 @@ def test_a_secret_comes_from_its_file_stripped(file: Path, tmp_path: Path) -> No
     config = load(file, f"embeddings.key_file={key}")
 
     assert secrets_of(config) == ("k-123", None)
+
+
+def test_the_password_of_kafka_comes_from_its_file_and_reaches_the_client(
+    file: Path, tmp_path: Path
+) -> None:
+    password = tmp_path / "password"
+    password.write_text("hush-789\n")
+
+    config = load(
+        file,
+        "kafka.security_protocol=sasl_plaintext",
+        "kafka.sasl_mechanism=SCRAM-SHA-512",
+        "kafka.username=me",
+        f"kafka.password_file={password}",
+    )
+
+    assert "hush" not in repr(config) + render(config)
+    assert config.kafka is not None
+    assert kafka_settings(config.kafka).password == "hush-789"
+
+
+def test_what_only_the_kafka_client_knows_of_its_settings_is_checked_with_the_others(
+    file: Path,
+) -> None:
+    config = load(file, "kafka.security_protocol=sasl_ssl")
+
+    with pytest.raises(ConfigError) as caught:
+        check_settings(config)
+
+    assert all(fault.startswith("kafka.") for fault in caught.value.faults)
 
 
 def test_a_secret_of_the_environment_is_stronger_than_its_file(file: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from stationmaster.batch import (
     Batch,
     BatchReport,
     ClosedBy,
+    DeadLetter,
     OffsetRange,
     Outcome,
     Record,
@@ -123,6 +124,9 @@ MIXED = a_report(
 )
 GOOD = a_report(ClosedBy.COMPLETE, S1=Outcome.SUCCEEDED, S2=Outcome.FAILED)
 
+LETTER = DeadLetter(
+    reason="not-json", detail="at byte 3", topic="t", partition=3, offset=9, value=b"{"
+)
 TOLD: list[tuple[events.Event, dict[str, object]]] = [
     (
         events.BatchOpened(batch=a_batch("S1", "S2"), in_flight=3),
@@ -234,6 +238,86 @@ TOLD: list[tuple[events.Event, dict[str, object]]] = [
     (
         events.UploadRejected(report=GOOD, status=422, answer="no such site"),
         {"level": "error", "event": "upload rejected", "status": 422, "answer": "no such site"},
+    ),
+    (
+        events.BatchWithdrawn(batch=a_batch("S1")),
+        {"level": "warning", "event": "batch withdrawn"},
+    ),
+    (
+        events.UploadKept(batch_id="t_0_7_0", attempts=3, reason="503"),
+        {"level": "warning", "event": "sent to outbox", "attempts": 3, "reason": "503"},
+    ),
+    (
+        events.UploadsDiverted(reason="503"),
+        {
+            "level": "error",
+            "event": "upload target down: batches go to the outbox until it answers",
+            "reason": "503",
+        },
+    ),
+    (
+        events.UploadsResumed(diverted_s=3600.0004),
+        {"level": "info", "event": "upload target answers again", "down_s": 3600.0},
+    ),
+    (
+        events.OutboxDelivered(
+            batch_id="t_0_7_0", attempts=2, waited_s=61.2345, sent_bytes=512, rows_left=7
+        ),
+        {
+            "level": "info",
+            "event": "upload done from outbox",
+            "attempts": 2,
+            "bytes": 512,
+            "waited_s": 61.234,
+            "rows_left": 7,
+        },
+    ),
+    (
+        events.OutboxRetried(batch_id="t_0_7_0", attempts=2, reason="503", retry_in_s=1.2345),
+        {
+            "level": "warning",
+            "event": "upload from outbox failed",
+            "attempts": 2,
+            "reason": "503",
+            "retry_in_s": 1.234,
+        },
+    ),
+    (
+        events.OutboxRejected(batch_id="t_0_7_0", status=422, answer="no such site"),
+        {
+            "level": "error",
+            "event": "upload from outbox rejected",
+            "status": 422,
+            "answer": "no such site",
+        },
+    ),
+    (
+        events.DeadLettersKept(letters=(LETTER,)),
+        {"level": "debug", "event": "dead letters kept", "letters": ["t/3@9"]},
+    ),
+    (
+        events.StoreBlocked(store="outbox", kind="disk-full", detail="no space left"),
+        {
+            "level": "error",
+            "event": "store takes nothing: consumption pauses until it does",
+            "store": "outbox",
+            "kind": "disk-full",
+            "detail": "no space left",
+        },
+    ),
+    (
+        events.StoreUnblocked(store="outbox", blocked_s=12.3456),
+        {"level": "info", "event": "store works again", "store": "outbox", "blocked_s": 12.346},
+    ),
+    (
+        events.StateMovedAside(path="state.db", moved_to="state.db.corrupt", reason="malformed"),
+        {
+            "level": "error",
+            "event": "state file damaged, moved aside and begun anew",
+            "path": "state.db",
+            "moved_to": "state.db.corrupt",
+            "reason": "malformed",
+        },
     ),
     (
         events.PartitionsAssigned(partitions=(("t", 0), ("t", 1))),
@@ -448,15 +532,24 @@ def test_each_kind_of_error_has_its_own_minute(one: events.Event, other: events.
     assert len(log.written_for(one, other, one, other)) == 2
 
 
-def test_the_end_of_an_upload_a_batch_and_a_message_are_told_always() -> None:
+def test_the_end_of_an_upload_and_of_a_batch_are_told_always() -> None:
     ends: list[events.Event] = [
         events.UploadFailed(batch_id="a", attempts=1, reason="503"),
         events.UploadRejected(report=GOOD, status=422, answer=""),
         events.BatchDropped(batch=a_batch()),
-        events.MessageRefused(record=RECORD, reason="not-json", detail=""),
+        events.UploadKept(batch_id="a", attempts=0, reason="503"),
     ]
 
     assert len(Log().written_for(*ends * 3)) == 12
+
+
+def test_dead_letters_are_told_once_a_minute_for_each_reason() -> None:
+    letters = [
+        events.MessageRefused(record=RECORD, reason=reason, detail="")
+        for reason in ("not-json", "not-utf8")
+    ]
+
+    assert len(Log().written_for(*letters * 1000)) == 2
 
 
 def test_kinds_beyond_the_bound_share_one_until_old_ones_are_forgotten() -> None:

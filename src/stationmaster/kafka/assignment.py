@@ -42,12 +42,53 @@ class Holding:
     """The watermark of the last commit that was sent and not refused."""
     committed: int | None = None
     high: int | None = None
+    """The log's end as last told: by a fetch, or by a question."""
+    fetched: int | None = None
     """The log's end as the last fetch told it."""
+    start: int | None = None
+    """Where the group stood when this was assigned, else where it begins; None as long as that is not known."""
+    _group_stands_at: int | None = None
+    """The committed offset that was found; negative: none."""
 
     @property
     def key(self) -> Key:
         """Topic and partition."""
         return self.lease.topic, self.lease.partition
+
+    @property
+    def next_offset(self) -> int | None:
+        """The next offset that may be read, as far as that is known."""
+        return self.position if self.position >= 0 else self.start
+
+    @property
+    def lag(self) -> int | None:
+        """Offsets up to the log's end that the group has not committed; None as long as that is not known."""
+        stand = self.committed
+        if stand is None:
+            stand = self.begin if self.start is None else self.start
+        return None if self.high is None or stand is None else max(0, self.high - stand)
+
+    def found_committed(self, offset: int) -> None:
+        """Take note of the group's committed offset at the assignment; negative: there is none."""
+        self._group_stands_at = offset
+
+    def saw_watermarks(self, low: int, high: int, *, skips_old: bool) -> None:
+        """Take note of what the client knows of the log's ends; negative: nothing yet.
+
+        `skips_old`: a group without a usable offset begins at the end, wherever that was just then.
+        """
+        if high < 0:
+            return
+        if high != self.fetched:  # else an answer to a question may be newer
+            self.fetched = self.high = high
+        stood = self._group_stands_at
+        if self.start is None and stood is not None:
+            if stood >= 0 and low <= stood <= high:
+                self.start = stood
+            elif self.begin is not None:
+                self.start = self.begin
+            elif not skips_old and low >= 0:
+                self.start = low
 
 
 @attrs.define(eq=False)
@@ -145,7 +186,10 @@ class Commit:
         taken: list[OffsetRange] = []
         refused: list[str] = []
         for each in answer:
-            holding = self._sent[each.topic, each.partition]
+            key = each.topic, each.partition
+            if key not in self._sent:
+                continue  # an answer to something else
+            holding = self._sent[key]
             if each.error is not None:
                 holding.sent = holding.committed
                 refused.append(f"{each.topic} [{each.partition}]: {each.error.str()}")

@@ -10,8 +10,7 @@ Rules:
    all partitions and goes on polling, so that the group never loses this member. (Pausing at once would throw away
    the client's prefetch at every hiccup.) A partition that is assigned meanwhile is paused too; a message that
    arrives all the same is kept.
-3. Offsets are committed from here alone: asynchronously, one commit at a time; synchronously only while partitions
-   are being revoked, because afterwards it is too late.
+3. Offsets are committed from here alone (`committing`), and brokers are asked from here alone (`inspection`).
 4. A revoke blocks this thread until everything handed out of those partitions is accounted for, or the drain's limit,
    or shutdown. Lost partitions are never committed.
 """
@@ -19,41 +18,42 @@ Rules:
 from __future__ import annotations
 
 import functools
+import operator
 import queue
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import trio
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from stationmaster.batch import Record
-from stationmaster.errors import SourceError
 from stationmaster.events import (
-    OffsetsCommitted,
     PartitionsAssigned,
     PartitionsLost,
     PartitionsRevoked,
     SourcePaused,
 )
-from stationmaster.kafka.assignment import Assignment, Commit, Drain
+from stationmaster.kafka.assignment import Assignment, Drain
+from stationmaster.kafka.committing import Committer
 from stationmaster.kafka.handover import Command
+from stationmaster.kafka.inspection import PROBE_FIRST_S, Inspector
 from stationmaster.kafka.troubles import (
-    ENDED_BY_ALL_TOPICS,
-    ENDED_BY_AN_ANSWER,
     ENDED_BY_ASSIGNMENT,
     ENDED_BY_RECORDS,
+    ClientLog,
     Kind,
     Troubles,
     kind_of,
+    source_error,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from confluent_kafka import Message
+    from confluent_kafka import Message, TopicPartition
 
-    from stationmaster.kafka.assignment import Answer, Holding, Key
+    from stationmaster.kafka.assignment import Holding, Key
     from stationmaster.kafka.handover import Handover
     from stationmaster.kafka.settings import KafkaSettings
 
@@ -61,9 +61,10 @@ if TYPE_CHECKING:
 CREDITS: Final = 2
 _SLICE_S: Final = 0.1
 _STALL_S: Final = 1.0
-_PROBE_FIRST_S: Final = 1.0
-_PROBE_EVERY_S: Final = 5.0
-_PROBE_TIMEOUT_S: Final = 0.5
+_LOOK_EVERY_S: Final = 1.0
+# Not `message.headers()`: with a name that is not UTF-8 the client returns a list with a hole and leaves an error
+# behind. A call from Python does not look for that once it is specialised (3.11), and goes on into the hole; this does.
+_headers_of: Final = operator.methodcaller("headers")
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -77,6 +78,12 @@ class Pump:
 
     paused: bool = attrs.field(default=False, init=False)
     max_poll_exceeded: int = attrs.field(default=0, init=False)
+    rebalances: int = attrs.field(default=0, init=False)
+    lost_partitions: int = attrs.field(default=0, init=False)
+    offset_resets: int = attrs.field(default=0, init=False)
+    unreadable_headers: int = attrs.field(default=0, init=False)
+    last_drain_s: float | None = attrs.field(default=None, init=False)
+    committer: Committer = attrs.field(init=False)
     last_turn: float = attrs.field(factory=time.monotonic, init=False)
 
     _consumer: Consumer = attrs.field(init=False)
@@ -86,20 +93,30 @@ class Pump:
     _kept: list[Record] = attrs.field(factory=list, init=False)
     _stalled_since: float | None = attrs.field(default=None, init=False)
     _assignment: Assignment = attrs.field(factory=Assignment, init=False)
-    _in_flight: Commit | None = attrs.field(default=None, init=False)
-    """The commit that is on its way."""
+    _heard: bool = attrs.field(default=False, init=False)
+    """The client's queue was emptied since the last look at the partitions."""
+    _next_look: float = attrs.field(default=0.0, init=False)
     _next_commit: float = attrs.field(default=0.0, init=False)
-    _next_probe: float = attrs.field(init=False)
     _troubles: Troubles = attrs.field(init=False)
+    inspector: Inspector = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         """Make the consumer: the one step that may refuse the configuration (KafkaException, TypeError)."""
-        self._troubles = Troubles(functools.partial(self._tell, self._handover.happened))
-        callbacks = {"error_cb": self._on_error, "on_commit": self._on_commit}
+        say = functools.partial(self._tell, self._handover.happened)
+        self._troubles = Troubles(say)
+        self.committer = Committer(self._troubles, say)
+        callbacks = {"error_cb": self._on_error, "on_commit": self.committer.answered}
         self._consumer = Consumer(
-            {**self._settings.client_configuration(), **callbacks}, logger=_ClientLog(self._on_log)
+            {**self._settings.client_configuration(), **callbacks}, logger=ClientLog(self._on_log)
         )
-        self._next_probe = time.monotonic() + _PROBE_FIRST_S
+        self.inspector = Inspector(
+            self._consumer,
+            self._settings,
+            self._assignment,
+            self._troubles,
+            self._on_error,
+            next_probe=time.monotonic() + PROBE_FIRST_S,
+        )
 
     # ------------------------------------------------------------------------------------------------- the thread
 
@@ -131,19 +148,15 @@ class Pump:
                 self._obey(self._commands.get_nowait())
 
     def _keep_house(self, now: float) -> None:
+        self.inspector.ask_standing()
+        if now >= self._next_look:
+            self._next_look = now + min(self._settings.commit_interval_s, _LOOK_EVERY_S)
+            self.inspector.look(now, heard=self._heard)
+            self._heard = False
         if now >= self._next_commit:
             self._next_commit = now + self._settings.commit_interval_s
-            for holding in self._assignment.holdings:
-                partition = TopicPartition(*holding.key)
-                _, high = self._consumer.get_watermark_offsets(partition, cached=True)
-                holding.high = high if high >= 0 else None
-            self._commit()
-            self._troubles.repeat()
-        if now >= self._next_probe:
-            self._next_probe = now + _PROBE_EVERY_S
-            seen = self._assignment.topics
-            if self._troubles.any_last or not seen.issuperset(self._settings.topics):
-                self._probe()
+            self.committer.send(self._consumer, self._assignment.holdings)
+        self.inspector.probe_when_due(now)
 
     def _obey(self, command: Command) -> None:
         if command is Command.MORE:
@@ -158,12 +171,16 @@ class Pump:
             limit = time.monotonic() + self._settings.close_timeout_s / 2
             self._consumer.pause(self._consumer.assignment())
             self._await_commit(limit)
-            self._commit()
+            self.committer.send(self._consumer, self._assignment.holdings)
             self._await_commit(limit)
         self._consumer.close()
 
     def _await_commit(self, limit: float) -> None:
-        while self._in_flight is not None and time.monotonic() < limit and not self._is_cut_off:
+        while (
+            self.committer.awaits_answer
+            and time.monotonic() < limit
+            and not self._troubles.is_cut_off
+        ):
             self._consumer.poll(self._slice_s)
 
     # ---------------------------------------------------------------------------------------------------- records
@@ -173,8 +190,9 @@ class Pump:
         return min(self._settings.poll_timeout_s, _SLICE_S)
 
     def _fetch(self) -> None:
-        records, self._kept = self._kept, []
         turnover = self._assignment.turnover
+        records = [record for record in self._kept if self._assignment.holds(record)]
+        self._kept.clear()
         room = self._settings.max_poll_messages - len(records)
         if room > 0:
             first = self._consumer.poll(0 if records else self._slice_s)
@@ -182,6 +200,8 @@ class Pump:
                 self._read((first,), records)
                 if room > 1:
                     self._read(self._consumer.consume(room - 1, 0), records)
+        if len(records) < self._settings.max_poll_messages:
+            self._heard = True
         if turnover != self._assignment.turnover:  # something left in a callback meanwhile
             records = [record for record in records if self._assignment.holds(record)]
         if records:
@@ -213,7 +233,15 @@ class Pump:
             holding.position = offset + 1
             clock, milliseconds = message.timestamp()
             value: Any = message.value()
-            headers: Any = message.headers()
+            headers: Any
+            try:
+                headers = _headers_of(message)
+            except (
+                SystemError,
+                UnicodeDecodeError,
+            ):  # a name that is not UTF-8: the client shows none at all
+                headers = None
+                self.unreadable_headers += 1
             records.append(
                 Record(
                     topic=topic,
@@ -228,6 +256,8 @@ class Pump:
 
     def _rewind(self, holding: Holding, offset: int) -> Holding:
         topic, partition = holding.key
+        if not self._troubles.lasts(Kind.OFFSET_RESET):  # else the client has said it already
+            self.offset_resets += 1
         self._troubles.begin(
             Kind.OFFSET_RESET,
             f"{topic} [{partition}] goes back from offset {holding.position} to {offset}: "
@@ -262,49 +292,6 @@ class Pump:
             self.paused = False
             self._tell(self._handover.happened, SourcePaused(paused=False))
 
-    # ---------------------------------------------------------------------------------------------------- offsets
-
-    def _commit(self) -> None:
-        """Send what is due; the answer comes to `_on_commit` in a later poll.
-
-        Not while no broker can be reached: the client would keep the commit for 45 s, and could not close meanwhile.
-        """
-        if self._in_flight is not None or self._is_cut_off:
-            return
-        self._in_flight = Commit.of(self._assignment.holdings)
-        if self._in_flight is not None:
-            self._consumer.commit(offsets=self._in_flight.offsets, asynchronous=True)
-
-    def _on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
-        commit, self._in_flight = self._in_flight, None
-        if commit is not None:
-            self._report_commit(commit.settle(offsets, error))
-
-    def _commit_now(self, consumer: Consumer, commit: Commit) -> bool:
-        """Commit and wait for the answer; return whether the broker took all of it."""
-        if self._stopping or self._is_cut_off:
-            return False  # closing has tried already; and with no broker this would hang
-        try:
-            offsets = consumer.commit(offsets=commit.offsets, asynchronous=False)
-        except KafkaException as error:
-            answer = commit.settle([], error.args[0])
-        else:
-            answer = commit.settle(offsets)
-        self._report_commit(answer)
-        return not answer.refused
-
-    @property
-    def _is_cut_off(self) -> bool:
-        return self._troubles.lasts(Kind.NO_BROKER)
-
-    def _report_commit(self, answer: Answer) -> None:
-        if answer.taken:
-            self._tell(self._handover.happened, OffsetsCommitted(offsets=answer.taken))
-        if answer.refused:
-            self._troubles.begin(Kind.COMMIT, "; ".join(answer.refused[:5]))
-        else:
-            self._troubles.end((Kind.COMMIT,))
-
     # --------------------------------------------------------------------------------------------------- rebalance
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -316,6 +303,8 @@ class Pump:
             consumer.pause(partitions)
         holdings = [self._assignment.hold((p.topic, p.partition)) for p in partitions]
         self._tell(self._handover.assigned, holdings)
+        self.inspector.assigned(holdings)
+        self.rebalances += bool(partitions)
         keys = tuple(holding.key for holding in holdings)
         self._tell(self._handover.happened, PartitionsAssigned(partitions=keys))
         self._troubles.end(ENDED_BY_ASSIGNMENT)
@@ -334,47 +323,29 @@ class Pump:
             drain.done.wait(self._settings.drain_timeout_s)
         drain_s = time.monotonic() - began
         drained = drain.is_empty
-        commit = Commit.of(drain.holdings, again=True)
-        if commit is not None:
-            drained = self._commit_now(consumer, commit) and drained
+        if not self._stopping:  # else closing has tried already
+            drained = self.committer.send_and_wait(consumer, drain.holdings) and drained
+        self.rebalances += bool(partitions)
+        self.last_drain_s = drain_s
         keys = self._forget(drain.holdings)
         event = PartitionsRevoked(partitions=keys, drain_s=drain_s, drained=drained)
         self._tell(self._handover.happened, event)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:  # noqa: ARG002 (its signature)
         keys = self._forget(self._assignment.find_all(partitions))
+        self.rebalances += bool(partitions)
+        self.lost_partitions += len(keys)
         self._tell(self._handover.happened, PartitionsLost(partitions=keys))
 
     def _forget(self, holdings: Sequence[Holding]) -> tuple[Key, ...]:
         self._assignment.forget(holdings)
-        self._kept = [record for record in self._kept if self._assignment.holds(record)]
         self._tell(self._handover.left, holdings)
         return tuple(holding.key for holding in holdings)
 
     # ---------------------------------------------------------------------------------------------------- troubles
 
-    def _probe(self) -> None:
-        """Ask for the topics: tells what is wrong with them, and whether a broker answers at all.
-
-        Needed because some errors come once and never again, and with KIP-848 an unknown topic is no error at all.
-        """
-        well = True
-        for topic in self._settings.topics:
-            try:
-                found = self._consumer.list_topics(topic, timeout=_PROBE_TIMEOUT_S)
-            except KafkaException as error:
-                self._on_error(error.args[0])
-                return
-            problem = found.topics[topic].error
-            if problem is not None:
-                well = False
-                self._troubles.begin(kind_of(problem.code()), f"topic {topic}: {problem.str()}")
-        self._troubles.end(ENDED_BY_AN_ANSWER)
-        if well:
-            self._troubles.end(ENDED_BY_ALL_TOPICS)
-
     def _on_error(self, error: KafkaError) -> None:
-        if error.fatal():
+        if error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001 (the client's public names begin so)
             self._fail(KafkaException(error))
             return
         kind = kind_of(error.code())
@@ -383,12 +354,13 @@ class Pump:
 
     def _on_log(self, facility: str, line: str) -> None:
         if facility == "OFFSET":  # the client skips or rereads records, and says so in its log only
+            self.offset_resets += 1
             self._troubles.begin(Kind.OFFSET_RESET, line)
 
     def _fail(self, error: Exception) -> None:
         self._stopping = self._broken = True
         if isinstance(error, KafkaException):
-            error = _source_error(error)
+            error = source_error(error, self._settings)
         self._tell(self._handover.failed, error)
 
     def _tell(self, method: Callable[..., None], *args: object) -> None:
@@ -396,24 +368,3 @@ class Pump:
             self._token.run_sync_soon(method, *args)
         except trio.RunFinishedError:
             self._stopping = True  # nobody is left to hear
-
-
-def _source_error(error: KafkaException) -> SourceError:
-    said = error.args[0]
-    mapped = SourceError(
-        f"the Kafka client cannot go on: {said.str()} ({said.name()}). Mend the cause, then start again; "
-        "nothing uncommitted is lost"
-    )
-    mapped.__cause__ = error
-    return mapped
-
-
-@attrs.frozen
-class _ClientLog:
-    """Stands for the `logging.Logger` that the client takes; everything of use in its log is made an event."""
-
-    _on_line: Callable[[str, str], None]
-
-    def log(self, level: int, template: str, facility: str, client: str, line: str) -> None:  # noqa: ARG002
-        """Take one line; called in the pump's thread while it polls."""
-        self._on_line(facility, line)

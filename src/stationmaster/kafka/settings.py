@@ -20,6 +20,18 @@ _OWNED: Final = {
     "partition.assignment.strategy": "assignor",
     "session.timeout.ms": "session_timeout_s",
     "auto.offset.reset": "start",
+    "security.protocol": "security_protocol",
+    "sasl.mechanism": "sasl_mechanism",
+    "sasl.mechanisms": "sasl_mechanism",
+    "sasl.username": "username",
+    "sasl.password": "password",
+    "ssl.ca.location": "ca_file",
+    "ssl.certificate.location": "certificate_file",
+    "ssl.key.location": "key_file",
+}
+_CHOICES: Final = {
+    "security_protocol": ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl"),
+    "sasl_mechanism": (None, "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"),
 }
 _OFFSETS_ARE_OURS: Final = frozenset(
     {
@@ -51,10 +63,18 @@ class KafkaSettings:
     commit_interval_s: float = 1.0
     drain_timeout_s: float = 7.0
     """How long a revoke may wait for what was handed out: the batches' deadline and a margin."""
+    progress_timeout_s: float = 30.0
+    """After this long without a record of a partition that has some, it is read again from where it stands; if that
+    does not help either, the source has the trouble `stalled`. A partition is not watched while the source is paused,
+    or so far behind that the client always has something in hand."""
     close_timeout_s: float = 10.0
     """How long closing may take, the last commit included; a client that hangs longer is left behind."""
     assignor: Literal["cooperative-sticky", "range", "roundrobin"] = "cooperative-sticky"
-    """How a classic group shares its partitions out. All members must use the same."""
+    """How a classic group shares its partitions out. All members must use the same.
+
+    `cooperative-sticky` with commits of one's own needs librdkafka 2.10 (confluent-kafka 2.10): before, a commit that
+    met a rebalance could lose the assignment (librdkafka#4059, mended by #4908). The extra `kafka` asks for 2.12.
+    """
     group_protocol: Literal["classic", "consumer"] = "classic"
     """`consumer` (KIP-848) needs Kafka 4.0; the broker then decides on session and assignment."""
     session_timeout_s: float | None = None
@@ -63,6 +83,15 @@ class KafkaSettings:
     """Static membership: a restart within the session timeout gets its partitions back without a rebalance."""
     start: Literal["earliest", "latest"] = "earliest"
     """Where a group without committed offsets begins."""
+    security_protocol: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] = "plaintext"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    username: str | None = None
+    password: str | None = attrs.field(default=None, repr=False)
+    ca_file: str | None = None
+    """Certificates (PEM) that the brokers' ones are checked against; None: those that the system trusts."""
+    certificate_file: str | None = None
+    """Our own certificate (PEM), where the brokers ask for one; its key is in `key_file`."""
+    key_file: str | None = None
     options: Mapping[str, str | int | float | bool] = attrs.field(factory=dict, repr=False)
     """Further settings of the client (librdkafka's names). Not shown in `repr`: they may hold passwords."""
 
@@ -84,6 +113,7 @@ class KafkaSettings:
                 "max_poll_messages",
                 "poll_timeout_s",
                 "commit_interval_s",
+                "progress_timeout_s",
                 "close_timeout_s",
             )
             if not getattr(self, name) > 0
@@ -94,6 +124,7 @@ class KafkaSettings:
             faults.append(
                 "kafka.session_timeout_s: the broker decides it with group_protocol 'consumer'; leave it out"
             )
+        faults += self._security_faults()
         for key in self.options:
             if key in _OFFSETS_ARE_OURS:
                 faults.append(
@@ -103,6 +134,36 @@ class KafkaSettings:
                 faults.append(f"kafka.options: {key} cannot be set here; use kafka.{_OWNED[key]}")
         if faults:
             raise ConfigError(faults)
+
+    def _security_faults(self) -> list[str]:
+        faults = [
+            f"kafka.{name}: must be one of {', '.join(repr(each) for each in allowed if each)}"
+            for name, allowed in _CHOICES.items()
+            if getattr(self, name) not in allowed
+        ]
+        if faults:
+            return faults
+        protocol = self.security_protocol
+        for names, wanted in (
+            (("sasl_mechanism", "username", "password"), protocol.startswith("sasl")),
+            (("ca_file", "certificate_file", "key_file"), protocol.endswith("ssl")),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not wanted:
+                    faults.append(
+                        f"kafka.{name}: means nothing with security_protocol {protocol!r}; leave it out"
+                    )
+                elif value == "":
+                    faults.append(f"kafka.{name}: must not be empty")
+                elif (
+                    value is None and wanted and name in {"sasl_mechanism", "username", "password"}
+                ):
+                    faults.append(f"kafka.{name}: is needed with security_protocol {protocol!r}")
+        if (self.certificate_file is None) != (self.key_file is None):
+            missing = "key_file" if self.key_file is None else "certificate_file"
+            faults.append(f"kafka.{missing}: certificate_file and key_file are needed together")
+        return faults
 
     @property
     def is_incremental(self) -> bool:
@@ -124,6 +185,7 @@ class KafkaSettings:
             ours["partition.assignment.strategy"] = self.assignor
             if self.session_timeout_s is not None:
                 ours["session.timeout.ms"] = round(self.session_timeout_s * 1000)
+        ours |= self._security_configuration()
         if self.instance_id is not None:
             ours["group.instance.id"] = self.instance_id
         return {
@@ -135,3 +197,15 @@ class KafkaSettings:
             **self.options,
             **ours,
         }
+
+    def _security_configuration(self) -> dict[str, str]:
+        keys = {
+            "security.protocol": self.security_protocol,
+            "sasl.mechanisms": self.sasl_mechanism,
+            "sasl.username": self.username,
+            "sasl.password": self.password,
+            "ssl.ca.location": self.ca_file,
+            "ssl.certificate.location": self.certificate_file,
+            "ssl.key.location": self.key_file,
+        }
+        return {key: value for key, value in keys.items() if value is not None}

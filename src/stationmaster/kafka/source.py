@@ -45,9 +45,11 @@ class PartitionStatistics:
     committed: int | None
     """The next offset to read after a restart, as far as this assignment has committed."""
     high_watermark: int | None
-    """The log's end as the last fetch told it."""
+    """The log's end as last told."""
     lag: int | None
-    """Records up to the log's end that are not committed; None until the first record came."""
+    """Offsets up to the log's end that the group has not committed. Known about a second after the assignment, records
+    or not; later (with the first record) if the coordinator does not answer, or if `start` is "latest" and nothing is
+    committed."""
     outstanding: int
     """Records that were handed out and are not yet below the watermark."""
 
@@ -60,6 +62,20 @@ class KafkaStatistics:
     paused: bool
     max_poll_exceeded: int
     """How often the group went on without us because the client's thread was held up."""
+    rebalances: int
+    """How often partitions came, went, or were lost."""
+    lost_partitions: int
+    """Partitions that were taken away without a chance to commit."""
+    last_drain_s: float | None
+    """How long the last revoke waited for what was handed out; None: there was no revoke."""
+    commit_errors: int
+    """Offsets that the broker refused: one for each partition and try. They are sent again while they can be."""
+    offset_resets: int
+    """How often a partition was not read on from where it stood, because that is not in its log."""
+    stalls: int
+    """How often a partition had records and delivered none for `progress_timeout_s`, and was read again."""
+    unreadable_headers: int
+    """Records whose headers have a name that is not UTF-8: they come without headers."""
     dropped_polls: int
     """Polls that arrived after closing; they come again after a restart."""
     pump_idle_s: float
@@ -100,25 +116,32 @@ class KafkaSource:
 
     def statistics(self) -> KafkaStatistics:
         """Return how the source stands now; cheap, asks no broker."""
+        pump = self._pump
         return KafkaStatistics(
             partitions=tuple(_describe(holding) for holding in self._handover.holdings.values()),
-            paused=self._pump.paused,
-            max_poll_exceeded=self._pump.max_poll_exceeded,
+            paused=pump.paused,
+            max_poll_exceeded=pump.max_poll_exceeded,
+            rebalances=pump.rebalances,
+            lost_partitions=pump.lost_partitions,
+            last_drain_s=pump.last_drain_s,
+            commit_errors=pump.committer.refused,
+            offset_resets=pump.offset_resets,
+            stalls=pump.inspector.watchdog.stalls,
+            unreadable_headers=pump.unreadable_headers,
             dropped_polls=self._handover.dropped_polls,
-            pump_idle_s=time.monotonic() - self._pump.last_turn,
+            pump_idle_s=time.monotonic() - pump.last_turn,
         )
 
 
 def _describe(holding: Holding) -> PartitionStatistics:
-    lease, high, committed = holding.lease, holding.high, holding.committed
-    known = holding.begin if committed is None else committed
+    lease = holding.lease
     return PartitionStatistics(
         topic=lease.topic,
         partition=lease.partition,
         generation=lease.generation,
-        committed=committed,
-        high_watermark=high,
-        lag=None if high is None or known is None else max(0, high - known),
+        committed=holding.committed,
+        high_watermark=holding.high,
+        lag=holding.lag,
         outstanding=lease.outstanding,
     )
 

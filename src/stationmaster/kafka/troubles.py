@@ -17,10 +17,15 @@ from typing import TYPE_CHECKING, Final
 import attrs
 from confluent_kafka import KafkaError
 
+from stationmaster.errors import SourceError
 from stationmaster.events import SourceRecovered, SourceTrouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from confluent_kafka import KafkaException
+
+    from stationmaster.kafka.settings import KafkaSettings
 
 
 class Kind(enum.Enum):
@@ -41,6 +46,8 @@ class Kind(enum.Enum):
     """The pump was held up so long that the group went on without us; the client joins again."""
     OFFSET_RESET = "offset-reset"
     """The committed offset is not in the log any more (or not yet again): records were skipped or come twice."""
+    STALLED = "stalled"
+    """A partition has records and delivers none, although it was read again."""
     CLIENT = "client"
     """Anything else that the client calls an error and recovers from by itself."""
 
@@ -86,6 +93,8 @@ _KINDS: Final = {
     KafkaError.UNKNOWN_TOPIC_OR_PART: Kind.UNKNOWN_TOPIC,
     KafkaError._MAX_POLL_EXCEEDED: Kind.MAX_POLL,  # noqa: SLF001
 }
+
+_ONE_NAME_TWICE: Final = (KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID)
 
 
 def kind_of(code: int) -> Kind:
@@ -137,6 +146,11 @@ class Troubles:
         return trouble is not None and trouble.lasts
 
     @property
+    def is_cut_off(self) -> bool:
+        """Whether no broker can be reached."""
+        return self.lasts(Kind.NO_BROKER)
+
+    @property
     def any_last(self) -> bool:
         """Whether anything is wrong now."""
         return any(trouble.lasts for trouble in self._known.values())
@@ -146,3 +160,34 @@ class Troubles:
         if now - trouble.said_at >= EVERY_S:
             trouble.said, trouble.said_at = True, now
             self._say(SourceTrouble(kind=kind.value, detail=trouble.detail))
+
+
+def source_error(error: KafkaException, settings: KafkaSettings) -> SourceError:
+    """Say what ends the source, and the way out."""
+    said = error.args[0]
+    words = f"{said.str()} ({said.name()})"
+    # Most fatal errors come as `_FATAL`, and only their text says which.
+    if any(said.code() == code or KafkaError(code).str() in said.str() for code in _ONE_NAME_TWICE):
+        text = (
+            f"another member of group {settings.group_id!r} has the same kafka.instance_id {settings.instance_id!r}: "
+            f"{words}. Give every process an instance_id of its own, or none; nothing uncommitted is lost"
+        )
+    else:
+        text = (
+            f"the Kafka client cannot go on: {words}. Mend the cause, then start again; "
+            "nothing uncommitted is lost"
+        )
+    mapped = SourceError(text)
+    mapped.__cause__ = error
+    return mapped
+
+
+@attrs.frozen
+class ClientLog:
+    """Stands for the `logging.Logger` that the client takes; everything of use in its log is made an event."""
+
+    _on_line: Callable[[str, str], None]
+
+    def log(self, level: int, template: str, facility: str, client: str, line: str) -> None:  # noqa: ARG002
+        """Take one line; called in the pump's thread while it polls."""
+        self._on_line(facility, line)

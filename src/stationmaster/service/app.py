@@ -2,10 +2,11 @@
 
 run_service()
   signals               longest; the first drains, the second stops now
-    open_batcher()      outlives the stations that wait on it
-      source ring       commits to the end; closes last
-        sink
-          open_pipeline()
+    state file          outbox and dead letters; refused before the group is joined, if it is in use
+      open_batcher()    outlives the stations that wait on it
+        source ring     commits to the end; closes last
+          upload ring   the sink's client, and the outbox's deliveries
+            open_pipeline()
 """
 
 from __future__ import annotations
@@ -20,32 +21,36 @@ import trio
 from stationmaster.batch import ClosedBy, Outcome
 from stationmaster.batcher import Batcher, BatchPolicy, open_batcher
 from stationmaster.embeddings import open_openai_embedder
-from stationmaster.errors import ConfigError, plain_errors
+from stationmaster.errors import plain_errors
 from stationmaster.events import (
     BatchClosed,
     BatchDropped,
     EmptyBatch,
     MessageRefused,
+    OutboxDelivered,
     UploadDone,
+    UploadKept,
     UploadRejected,
 )
 from stationmaster.files import open_file_source
-from stationmaster.handlers import EmbedOptions, Resources
-from stationmaster.kafka import KafkaSettings, open_kafka_source
-from stationmaster.messages import Limits
+from stationmaster.handlers import Resources
+from stationmaster.kafka import open_kafka_source
+from stationmaster.kafka.dead_letters import open_kafka_dead_letters
 from stationmaster.pipeline import Pipeline, open_pipeline
 from stationmaster.service.handler_loading import open_handler
 from stationmaster.service.shutdown import EXIT_CUT_SHORT, EXIT_OK, Shutdown
-from stationmaster.settings import PipelineSettings
+from stationmaster.service.translation import kafka_settings, pipeline_settings
 from stationmaster.sinks import open_http_sink
+from stationmaster.state import open_outbox, open_state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from stationmaster.abc import Observer, Source
+    from stationmaster.abc import DeadLetters, Observer, Source
     from stationmaster.events import Event
     from stationmaster.service.config import Config
     from stationmaster.service.config_rules import Secret
+    from stationmaster.state import State
 
 
 _LAST_RESORT_S = (
@@ -77,6 +82,10 @@ class Tally:
     uploaded: int = 0
     results: int = 0
     rejected: int = 0
+    kept: int = 0
+    """Sent to the outbox."""
+    delivered: int = 0
+    """Uploaded out of the outbox."""
     dropped: int = 0
     empty: int = 0
     refused: int = 0
@@ -98,6 +107,10 @@ class Tally:
                 self.results += event.report.counts[Outcome.SUCCEEDED]
             case UploadRejected():
                 self.rejected += 1
+            case UploadKept():
+                self.kept += 1
+            case OutboxDelivered():
+                self.delivered += 1
             case BatchDropped():
                 self.dropped += 1
             case EmptyBatch():
@@ -111,18 +124,29 @@ class Tally:
 async def run_service(config: Config, *, observer: Observer) -> int:
     """Run until the source ends or a signal drains; return the exit code.
 
+    At the end of a file what lies in the outbox has `shutdown.grace_s` to go out.
+
     Raises:
         ConfigError: the handler does not exist, or its options are wrong.
         StationmasterError: the pipeline cannot go on; what was delivered is committed.
     """
     shutdown = Shutdown(grace_s=config.shutdown.grace_s)
     pipeline: Pipeline | None = None
+    kept = 0
     with plain_errors(), shutdown.last_resort:
         async with trio.open_nursery() as signals:
             await signals.start(shutdown.listen)
             signals.start_soon(shutdown.limit_the_end)
             with shutdown.scope:
                 async with AsyncExitStack() as rings:
+                    state = await rings.enter_async_context(
+                        open_state(
+                            config.outbox.path,
+                            outbox_max_bytes=config.outbox.max_bytes,
+                            dead_letters_max_bytes=config.dead_letters.max_bytes,
+                            observer=observer,
+                        )
+                    )
                     resources = Resources(
                         embedder=await _enter_batcher(rings, config, observer),
                         model=config.embeddings.model if config.embeddings else "",
@@ -132,6 +156,7 @@ async def run_service(config: Config, *, observer: Observer) -> int:
                         open_handler(config.stations.handler, resources)
                     )
                     source = await rings.enter_async_context(_open_source(config, observer))
+                    dead_letters = await _enter_dead_letters(rings, config, state)
                     sink = await rings.enter_async_context(
                         open_http_sink(
                             config.upload.url,
@@ -142,81 +167,44 @@ async def run_service(config: Config, *, observer: Observer) -> int:
                             attempt_timeout_s=config.upload.attempt_timeout_s,
                         )
                     )
+                    outbox = await rings.enter_async_context(
+                        open_outbox(
+                            state.outbox,
+                            send=sink.send,
+                            dead_letters=dead_letters,
+                            max_backoff_s=config.outbox.max_backoff_s,
+                            observer=observer,
+                        )
+                    )
                     async with open_pipeline(
                         source,
                         handler=handler,
                         sink=sink,
+                        outbox=outbox,
+                        dead_letters=dead_letters,
                         settings=pipeline_settings(config),
                         observer=observer,
                     ) as pipeline:
                         shutdown.watch(pipeline)
                         await pipeline.wait_finished()
+                    if config.source.kind == "file":
+                        # Nobody starts this again by himself: let the outbox have its chance.
+                        with trio.move_on_after(config.shutdown.grace_s):
+                            while len(state.outbox):
+                                await outbox.wait_change()
+                    kept = len(state.outbox)
             signals.cancel_scope.cancel()
+    log = structlog.stdlib.get_logger("stationmaster")
+    if kept:
+        log.warning("batches left in the outbox", batches=kept, they="go out after the next start")
     if pipeline is not None and pipeline.dropped:
-        structlog.stdlib.get_logger("stationmaster").warning(
-            "cut short", batches=pipeline.dropped, they="come again after the next start"
-        )
+        log.warning("cut short", batches=pipeline.dropped, they="come again after the next start")
         return EXIT_CUT_SHORT
-    return EXIT_OK
-
-
-def check_settings(config: Config) -> None:
-    """Check what only the parts themselves know about their settings.
-
-    Raises:
-        ConfigError: with every fault.
-    """
-    faults: list[str] = []
-    if config.stations.handler == "embed":
-        try:
-            EmbedOptions.read(config.stations.options)
-        except ConfigError as error:
-            faults += error.faults
-    if config.kafka is not None:
-        try:
-            KafkaSettings(**attrs.asdict(config.kafka))
-        except ConfigError as error:
-            faults += error.faults
-    if faults:
-        raise ConfigError(faults)
+    return EXIT_CUT_SHORT if kept and config.source.kind == "file" else EXIT_OK
 
 
 def _reveal(secret: Secret | None) -> str | None:
     return secret.reveal() if secret is not None else None
-
-
-def pipeline_settings(config: Config) -> PipelineSettings:
-    """Translate the configuration."""
-    batch, stations, limits, upload = config.batch, config.stations, config.limits, config.upload
-    return PipelineSettings(
-        by=batch.by,
-        deadline_s=batch.deadline_s,
-        quorum=batch.quorum,
-        max_in_flight=batch.max_in_flight,
-        max_in_flight_bytes=batch.max_in_flight_bytes,
-        queue_capacity=stations.queue_capacity,
-        max_live=stations.max_live,
-        idle_s=stations.idle_s,
-        limits=message_limits(config),
-        result_bytes=limits.result_bytes,
-        report_bytes=limits.report_bytes,
-        upload_timeout_s=upload.timeout_s,
-        upload_empty=upload.empty,
-        grace_s=config.shutdown.grace_s,
-        group_id=config.kafka.group_id if config.kafka else "",
-    )
-
-
-def message_limits(config: Config) -> Limits:
-    """Translate the bounds of a message."""
-    limits = config.limits
-    return Limits(
-        message_bytes=limits.message_bytes,
-        json_depth=limits.json_depth,
-        stations_per_message=limits.stations_per_message,
-        station_id_chars=limits.station_id_chars,
-        readings_bytes=limits.readings_bytes,
-    )
 
 
 async def _enter_batcher(
@@ -241,6 +229,18 @@ async def _enter_batcher(
     return await rings.enter_async_context(open_batcher(embedder, policy=policy, observer=observer))
 
 
+async def _enter_dead_letters(rings: AsyncExitStack, config: Config, state: State) -> DeadLetters:
+    settings = config.dead_letters
+    if settings.kind == "sqlite":
+        await trio.lowlevel.checkpoint()
+        return state.dead_letters
+    assert config.kafka is not None  # noqa: S101 - load_config saw to both
+    assert settings.topic is not None  # noqa: S101
+    return await rings.enter_async_context(
+        open_kafka_dead_letters(kafka_settings(config.kafka), topic=settings.topic)
+    )
+
+
 @asynccontextmanager
 async def _open_source(config: Config, observer: Observer) -> AsyncIterator[Source]:
     if config.source.kind == "file":
@@ -253,6 +253,5 @@ async def _open_source(config: Config, observer: Observer) -> AsyncIterator[Sour
             yield file_source
         return
     assert config.kafka is not None  # noqa: S101 - load_config saw to it
-    settings = KafkaSettings(**attrs.asdict(config.kafka))
-    async with open_kafka_source(settings, observer=observer) as kafka_source:
+    async with open_kafka_source(kafka_settings(config.kafka), observer=observer) as kafka_source:
         yield kafka_source

@@ -19,12 +19,7 @@ from stationmaster.errors import ConfigError, StationmasterError
 from stationmaster.service import demo as demo_module
 from stationmaster.service import model_server as model_server_module
 from stationmaster.service import receiver as receiver_module
-from stationmaster.service.app import (
-    Observers,
-    Tally,
-    check_settings,
-    run_service,
-)
+from stationmaster.service.app import Observers, Tally, run_service
 from stationmaster.service.children import end_with_parent
 from stationmaster.service.config_reading import load_config, render
 from stationmaster.service.config_rules import toml_text
@@ -36,6 +31,8 @@ from stationmaster.service.shutdown import (
     EXIT_OK,
     EXIT_USAGE,
 )
+from stationmaster.service.state_cli import dead_letters, outbox
+from stationmaster.service.translation import check_settings
 
 if TYPE_CHECKING:
     from stationmaster.abc import Observer
@@ -114,7 +111,8 @@ def replay(file: Path, config_path: Path, overrides: tuple[str, ...]) -> int:
     click.echo(
         f"{file.name}: {tally.uploaded} batches uploaded with {tally.results} results ({unsuccessful}); "
         f"{tally.by_deadline} closed by deadline, {tally.empty} empty, {tally.refused} dead letters, "
-        f"{tally.rejected} rejected by the target, {tally.dropped} dropped"
+        f"{tally.rejected} rejected by the target, {tally.kept} sent to the outbox, "
+        f"{tally.delivered} uploaded out of it, {tally.dropped} dropped"
     )
     return code
 
@@ -242,6 +240,10 @@ def receiver(  # noqa: PLR0917 - click calls it by name
         )
     )
     return EXIT_OK
+
+
+command_line.add_command(outbox)
+command_line.add_command(dead_letters)
 
 
 def run_command_line() -> int:

@@ -66,6 +66,18 @@ class KafkaConfig:
     """None: the client's own."""
     instance_id: Name | None = None
     start: Literal["earliest", "latest"] = "earliest"
+    progress_timeout_s: Seconds = 30.0
+    security_protocol: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] = "plaintext"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    """None: only without SASL."""
+    username: Name | None = None
+    password_file: PathText | None = None
+    password: Secret | None = None
+    """Read from `password_file` or the environment, never from the configuration file."""
+    ca_file: PathText | None = None
+    """None: the system's certificate authorities."""
+    certificate_file: PathText | None = None
+    key_file: PathText | None = None
     options: KafkaOptions = attrs.field(factory=dict, repr=False)
     """librdkafka's own keys; may hold a password from the environment."""
 
@@ -163,6 +175,25 @@ class UploadConfig:
 
 
 @attrs.frozen(kw_only=True)
+class OutboxConfig:
+    """`[outbox]`: where batches wait that the target does not take now. Its file holds the dead letters too."""
+
+    path: PathText = "stationmaster-state.db"
+    max_bytes: Bytes = 1024 * _MIB
+    max_backoff_s: Seconds = 30.0
+
+
+@attrs.frozen(kw_only=True)
+class DeadLettersConfig:
+    """`[dead_letters]`: where messages that cannot be used go, and batches that the target refuses for good."""
+
+    kind: Literal["sqlite", "kafka"] = "sqlite"
+    max_bytes: Bytes = 256 * _MIB
+    topic: Topic | None = None
+    """Needed for the kind "kafka"."""
+
+
+@attrs.frozen(kw_only=True)
 class LogConfig:
     """`[log]`: what is told to the operator."""
 
@@ -190,6 +221,8 @@ class Config:
     batcher: BatcherConfig = attrs.field(factory=BatcherConfig)
     embeddings: EmbeddingsConfig | None = None
     upload: UploadConfig
+    outbox: OutboxConfig = attrs.field(factory=OutboxConfig)
+    dead_letters: DeadLettersConfig = attrs.field(factory=DeadLettersConfig)
     log: LogConfig = attrs.field(factory=LogConfig)
     shutdown: ShutdownConfig = attrs.field(factory=ShutdownConfig)
 
@@ -248,6 +281,16 @@ def faults_between(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...],
             more_than = f"more than {deadline + grace:g}, batch.deadline_s + shutdown.grace_s"
             reason = "a station with work must not count as idle"
             yield keys, Complaint(f"{figure(idle)} is too short", f"{more_than}: {reason}")
+
+    kind, topic, topics = "dead_letters.kind", "dead_letters.topic", "kafka.topics"
+    if values.get(kind) == "kafka":
+        if values.get(topic, "") is None:
+            yield (topic, kind), Complaint("is missing", f'a topic: {kind} is "kafka"')
+        elif values.get(topic) in values.get(topics, ()):
+            wrong = f"is one of {topics}"
+            yield (topic, topics), Complaint(wrong, "another: dead letters would be read again")
+        if values.get("source.kind") == "file":
+            yield (kind, "source.kind"), Complaint('is "kafka"', '"sqlite" with a file source')
 
     protocol, timeout = "kafka.group_protocol", "kafka.session_timeout_s"
     if values.get(protocol) == "consumer" and values.get(timeout) is not None:

@@ -27,6 +27,7 @@ import trio
 from trio_util import periodic
 
 from stationmaster.errors import StationmasterError, plain_errors
+from stationmaster.service.config_rules import toml_text
 from stationmaster.service.demo_handler import FAILING_STATION, FIRST_FAULT, SLOW_STATION
 from stationmaster.service.demo_report import Progress, balance, open_screen, read_only
 
@@ -67,6 +68,10 @@ model = "readings-128"
 
 [upload]
 url = "{receiver}/batches"
+
+[outbox]
+path = {outbox}
+max_backoff_s = 5.0
 
 [log]
 format = "json"
@@ -279,7 +284,12 @@ async def _start_parts(demo: Demo, batches: int, seconds: float) -> None:
     config = demo.state / "demo.toml"
     config.write_text(
         _CONFIG.format(
-            broker=broker, topic=TOPIC, model=model, receiver=receiver, deadline_s=DEADLINE_S
+            broker=broker,
+            topic=TOPIC,
+            model=model,
+            receiver=receiver,
+            outbox=toml_text(str(demo.state / "service-state.db")),
+            deadline_s=DEADLINE_S,
         )
     )
     await demo.start(

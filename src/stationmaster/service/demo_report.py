@@ -77,7 +77,7 @@ class Progress:
         elif event in ("batch complete", "batch quorum", "batch deadline"):
             self.closed_by[event.removeprefix("batch ")] += 1
             self.recent.append(said)
-        elif event == "upload done":
+        elif event in ("upload done", "upload done from outbox"):
             self.uploaded += 1
         elif said.get("level") in ("warning", "error", "critical"):
             self.note(f"service: {event} {said.get('reason') or said.get('detail') or ''}".rstrip())

@@ -226,7 +226,9 @@ def _store_line(
     match event:
         case OutboxRejected():
             answer = {"status": event.status, "answer": _brief(event.answer)}
-            return Line("error", "upload rejected", {"batch_id": event.batch_id, **answer})
+            return Line(
+                "error", "upload from outbox rejected", {"batch_id": event.batch_id, **answer}
+            )
         case DeadLettersKept(letters=letters):
             names = [f"{one.topic}/{one.partition}@{one.offset}" for one in letters]
             return Line("debug", "dead letters kept", _named("letters", names))

@@ -1,0 +1,77 @@
+"""The configuration as the settings of the parts that it is for, and the checks that only those know."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from stationmaster.errors import ConfigError
+from stationmaster.handlers import EmbedOptions
+from stationmaster.kafka import KafkaSettings
+from stationmaster.messages import Limits
+from stationmaster.settings import PipelineSettings
+
+if TYPE_CHECKING:
+    from stationmaster.service.config import Config, KafkaConfig
+
+
+def check_settings(config: Config) -> None:
+    """Check what only the parts themselves know about their settings.
+
+    Raises:
+        ConfigError: with every fault.
+    """
+    faults: list[str] = []
+    if config.stations.handler == "embed":
+        try:
+            EmbedOptions.read(config.stations.options)
+        except ConfigError as error:
+            faults += error.faults
+    if config.kafka is not None:
+        try:
+            kafka_settings(config.kafka)
+        except ConfigError as error:
+            faults += error.faults
+    if faults:
+        raise ConfigError(faults)
+
+
+def kafka_settings(config: KafkaConfig) -> KafkaSettings:
+    """Translate `[kafka]`.
+
+    Raises:
+        ConfigError: with every fault.
+    """
+    told = attrs.asdict(config, recurse=False)
+    del told["password_file"]
+    password = told.pop("password")
+    return KafkaSettings(**told, password=password.reveal() if password is not None else None)
+
+
+def pipeline_settings(config: Config) -> PipelineSettings:
+    """Translate what concerns batches, stations and their bounds."""
+    batch, stations, limits, upload = config.batch, config.stations, config.limits, config.upload
+    return PipelineSettings(
+        by=batch.by,
+        deadline_s=batch.deadline_s,
+        quorum=batch.quorum,
+        max_in_flight=batch.max_in_flight,
+        max_in_flight_bytes=batch.max_in_flight_bytes,
+        queue_capacity=stations.queue_capacity,
+        max_live=stations.max_live,
+        idle_s=stations.idle_s,
+        limits=Limits(
+            message_bytes=limits.message_bytes,
+            json_depth=limits.json_depth,
+            stations_per_message=limits.stations_per_message,
+            station_id_chars=limits.station_id_chars,
+            readings_bytes=limits.readings_bytes,
+        ),
+        result_bytes=limits.result_bytes,
+        report_bytes=limits.report_bytes,
+        upload_timeout_s=upload.timeout_s,
+        upload_empty=upload.empty,
+        grace_s=config.shutdown.grace_s,
+        group_id=config.kafka.group_id if config.kafka else "",
+    )

@@ -1,0 +1,73 @@
+"""One service per state file: a lock that the kernel frees when its process ends, however it ends."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from stationmaster.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold `<path>.lock`, with this process's id in it. Never waits.
+
+    Raises:
+        ConfigError: another one holds it, the folder is missing, or permissions are.
+        StoreError: the disk is full or fails.
+    """
+    if not path.parent.is_dir():
+        raise ConfigError(
+            [f"outbox.path: the folder {path.parent} does not exist; make it, or name another"]
+        )
+    try:
+        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _unusable(path, error) from error
+    # It is never removed: a third process could lock a new file of this name while a second one holds the old.
+    try:
+        _take(path, descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def forbidden(path: Path, error: Exception) -> ConfigError:
+    """Return what an operator can act on."""
+    fault = (
+        f"outbox.path: {path} cannot be opened for writing ({error}); "
+        "this user needs write permission on it and on its folder"
+    )
+    return ConfigError([fault])
+
+
+def _take(path: Path, descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "?"
+        fault = (
+            f"outbox.path: {path} is in use by process {holder}; "
+            "give every instance a file of its own"
+        )
+        raise ConfigError([fault]) from None
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: Path, error: OSError) -> Exception:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return StoreError(f"{path}: the disk is full. Make room on it", kind="disk-full")
+    if error.errno == errno.EIO:
+        return StoreError(f"{path}: {error}. Check the disk", kind="disk-error")
+    return forbidden(path, error)

@@ -1,0 +1,128 @@
+"""Services of one group that are killed at random while records keep coming."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import attrs
+import httpx
+import pytest
+import trio
+
+from tests.broker.chaos import Scene, new_dice, open_scene, patience, tell
+from tests.broker.ledger import open_ledger
+
+if TYPE_CHECKING:
+    import random
+    from pathlib import Path
+
+    from tests.broker.cluster import Broker
+
+pytestmark = [pytest.mark.broker, pytest.mark.slow]
+
+PARTITIONS = 6
+SERVICES = 3
+
+
+@attrs.frozen(kw_only=True)
+class Kills:
+    """How a group is mistreated."""
+
+    kafka: str
+    """Its membership."""
+    count: int
+    refusals: tuple[range, ...]
+    """Of the kills, those between which the target refuses every upload: the outboxes fill, and are killed."""
+    seconds: float
+
+
+CLASSIC = Kills(
+    kafka=(
+        'assignor = "cooperative-sticky"\nsession_timeout_s = 6.0\n'
+        'options = { "heartbeat.interval.ms" = 1000 }'
+    ),
+    count=60,
+    refusals=(range(15, 22), range(40, 46)),
+    seconds=480,
+)
+KIP_848 = Kills(
+    kafka='group_protocol = "consumer"', count=20, refusals=(range(8, 13),), seconds=240
+)
+
+
+async def kill_at_random(scene: Scene, dice: random.Random, kills: Kills) -> dict[str, int]:
+    """Send the signals; one in five strikes the service that was struck last, while it starts."""
+    sent = {"SIGKILL": 0, "SIGTERM": 0}
+    victim = scene.services[0]
+    for number in range(kills.count):
+        if dice.random() < 0.2:
+            await trio.sleep(dice.uniform(0.05, 1.5))
+        else:
+            await trio.sleep(dice.uniform(1, 5))
+            victim = dice.choice(scene.services)
+        for refusal in kills.refusals:
+            if number in {refusal.start, refusal.stop}:
+                await set_target(scene, status=503 if number == refusal.start else None)
+        blow = dice.choice([signal.SIGKILL, signal.SIGTERM])
+        victim.now.send(blow)
+        sent[blow.name] += 1
+        if number % 10 == 9:
+            await scene.none_committed_in_vain()
+    return sent
+
+
+async def set_target(scene: Scene, *, status: int | None) -> None:
+    async with httpx.AsyncClient() as client:
+        answer = await client.post(f"{scene.receiver.url}/control", json={"status": status})
+        answer.raise_for_status()
+
+
+@pytest.mark.parametrize("kills", [CLASSIC, KIP_848], ids=["cooperative-sticky", "KIP-848"])
+async def test_whatever_is_killed_whenever_nothing_is_lost_and_nothing_stands_there_twice(
+    broker: Broker, tmp_path: Path, request: pytest.FixtureRequest, kills: Kills
+) -> None:
+    dice, seed = new_dice(11)
+    topic = broker.create_topic(partitions=PARTITIONS)
+    with (
+        patience(kills.seconds),
+        open_ledger(broker.bootstrap, topic, partitions=PARTITIONS, per_s=12, seed=seed) as ledger,
+    ):
+        async with (
+            open_scene(broker, tmp_path / "scene", ledger, kafka=kills.kafka) as scene,
+            trio.open_nursery() as nursery,
+        ):
+            for _ in range(SERVICES):
+                nursery.start_soon(scene.make_service().keep_running)
+            await scene.receiver.wait_batches(1)
+            sent = await kill_at_random(scene, dice, kills)
+            began = trio.current_time()
+            await scene.settle()
+            settled_s = trio.current_time() - began
+            for service in scene.services:
+                service.retire()
+            async with trio.open_nursery() as ends:
+                for service in scene.services:
+                    ends.start_soon(service.now.process.wait)
+            runs = [run for service in scene.services for run in service.runs]
+            codes = (run.process.returncode for run in runs)
+            tell(
+                request.config,
+                f"kills, {request.node.callspec.id}, seed {seed}",
+                {
+                    **sent,
+                    "processes": len(runs),
+                    "exit codes": dict(Counter(codes)),
+                    "batches through outboxes": sum(
+                        service.count("upload done from outbox") for service in scene.services
+                    ),
+                    "revokes": sum(
+                        service.count("partitions revoked") for service in scene.services
+                    ),
+                    "losses": sum(service.count("partitions lost") for service in scene.services),
+                    "settled after s": round(settled_s, 1),
+                    **scene.figures(),
+                },
+            )
+            scene.check_balance()

@@ -1,0 +1,410 @@
+# ruff: noqa: ASYNC230, ASYNC240 - small files on a local disk
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import threading
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from stationmaster.abc import TryAgain
+from stationmaster.batch import DeadLetter, OffsetRange
+from stationmaster.errors import ConfigError, StoreError
+from stationmaster.events import StateMovedAside
+from stationmaster.state import open_outbox, open_state, schema
+from stationmaster.testing import RecordingObserver
+from tests.state.targets import Target
+from tests.uploads import report
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from stationmaster.state import State
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state.sqlite"
+
+
+async def put(state: State, batch_id: str, *, size: int = 1000) -> None:
+    await state.outbox.put(
+        batch_id,
+        topic="air",
+        ranges=[OffsetRange(topic="air", partition=0, first=5, last=6)],
+        body=b"x" * size,
+        kept_at=time.time() - 100,
+        reason="500",
+    )
+
+
+def letter(offset: int, **changes: Any) -> DeadLetter:
+    plain: dict[str, Any] = {"reason": "not-json", "detail": "é" * 10, "value": b"x" * 100}
+    return DeadLetter(topic="air", partition=0, offset=offset, **(plain | changes))
+
+
+def query(path: Path, sql: str) -> list[Any]:
+    """Do what another process does."""
+    with closing(sqlite3.connect(path)) as db, db:
+        return db.execute(sql).fetchall()
+
+
+async def faults_of(path: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        async with open_state(path):
+            pytest.fail("it opened")
+    [fault] = caught.value.faults
+    assert fault.startswith("outbox.path: ")
+    assert str(path) in fault or str(path.parent) in fault
+    return fault
+
+
+# ------------------------------------------------------------------------------------------------------- what it keeps
+
+
+async def test_what_was_kept_is_there_after_a_restart(path: Path) -> None:
+    async with open_state(path) as state:
+        await put(state, "b1")
+        await put(state, "b2", size=500)
+        await state.outbox.postpone("b1", until=time.time() + 9, reason="503 \ud800 " + "y" * 9999)
+        await state.dead_letters.keep([letter(1), letter(2, headers=(("k", b"v"),))])
+        before = state.statistics()
+    async with open_state(path) as state:
+        after = state.statistics()
+        assert (after.outbox.rows, after.outbox.bytes) == (2, 1500)
+        assert (after.dead_letters.rows, after.dead_letters.bytes) == (
+            before.dead_letters.rows,
+            before.dead_letters.bytes,
+        )
+        assert state.outbox.holds("b1")
+        assert 100 <= after.outbox.oldest_age_s < 200
+        assert 0 <= after.dead_letters.oldest_age_s < 100
+    [(words, attempts)] = query(
+        path, "SELECT last_error, attempts FROM outbox WHERE batch_id = 'b1'"
+    )
+    assert words.startswith("503 \\ud800 yyy")
+    assert (len(words), attempts) == (2048, 1)
+
+
+async def test_an_empty_state_has_no_age(path: Path) -> None:
+    async with open_state(path, outbox_max_bytes=7, dead_letters_max_bytes=8) as state:
+        statistics = state.statistics()
+        assert (statistics.outbox.rows, statistics.outbox.oldest_age_s) == (0, 0.0)
+        assert (statistics.outbox.max_bytes, statistics.dead_letters.max_bytes) == (7, 8)
+        await put(state, "b1")
+        await state.outbox.delete("b1")
+        assert state.statistics().outbox.oldest_age_s == 0.0
+
+
+async def test_the_bytes_that_count_are_the_same_after_a_restart(path: Path) -> None:
+    letters = [
+        letter(1, value=None),
+        letter(2, detail="z" * 5000, headers=(("é\ud800", None), ("k", b"\xff"))),
+    ]
+    async with open_state(path) as state:
+        await state.dead_letters.keep(letters)
+        before = state.statistics().dead_letters.bytes
+    async with open_state(path) as state:
+        assert state.statistics().dead_letters.bytes == before
+    [(detail,)] = query(path, 'SELECT detail FROM dead_letters WHERE "offset" = 2')
+    assert detail == "z" * 2048
+
+
+async def test_cancellation_waits_for_work_that_began(path: Path) -> None:
+    began, goes_on, done = trio.Event(), threading.Event(), []
+
+    def work(connection: sqlite3.Connection) -> str:
+        trio.from_thread.run_sync(began.set)
+        assert goes_on.wait(10)
+        return "done"
+
+    async with open_state(path) as state:
+
+        async def write() -> None:
+            done.append(await state.outbox._database.run(work))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            await began.wait()
+            nursery.cancel_scope.cancel()
+            goes_on.set()
+    assert done == ["done"]
+
+
+async def test_a_closed_state_says_so(path: Path) -> None:
+    async with open_state(path) as state:
+        pass
+    with pytest.raises(trio.ClosedResourceError):
+        await put(state, "b1")
+
+
+# ----------------------------------------------------------------------------------------------- the other process
+
+
+async def test_what_another_process_changes_is_noticed(path: Path) -> None:
+    async with open_state(path) as state:
+        await put(state, "b1")
+        await state.outbox.postpone("b1", until=time.time() + 1000, reason="500")
+        await state.dead_letters.keep([letter(1)])
+        assert not await state.outbox.refresh()
+        query(path, "UPDATE outbox SET next_try = 0")
+        query(path, "DELETE FROM dead_letters")
+        assert state.statistics().dead_letters.rows == 1
+        assert await state.outbox.refresh()
+        assert state.statistics().dead_letters.rows == 0
+        assert not await state.outbox.refresh()
+        [row] = await state.outbox.due(time.time(), latest=time.time() + 30, limit=9)
+        assert row.batch_id == "b1"
+
+
+async def test_a_batch_that_another_process_puts_back_is_held(path: Path) -> None:
+    async with open_state(path) as state:
+        query(
+            path,
+            "INSERT INTO outbox (batch_id, topic, ranges, body, kept_at)"
+            " VALUES ('b9', 'air', '[]', x'00', 5.0)",
+        )
+        await put(state, "b9")
+        assert await state.outbox.body("b9") == b"\x00"
+        assert state.statistics().outbox.bytes == 1
+
+
+async def test_a_retry_by_the_command_line_is_delivered_at_once(path: Path) -> None:
+    target = Target()
+    with trio.fail_after(20):
+        async with (
+            open_state(path) as state,
+            open_outbox(
+                state.outbox, send=target.send, dead_letters=state.dead_letters, failures=1
+            ) as outbox,
+        ):
+            outbox.note(TryAgain(reason="503", retry_after_s=30.0))
+            await outbox.put(report("b1"), reason="down")
+            query(path, "UPDATE outbox SET next_try = 0")
+            await target.accepted.wait_value(1)
+
+
+async def test_a_writer_that_holds_the_file_for_too_long_is_an_error_and_passes(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stationmaster.state.opening._BUSY_S", 0.05)
+    async with open_state(path) as state:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreError, match="locked") as caught:
+                await put(state, "b1")
+            assert caught.value.kind == "disk-error"
+            other.execute("ROLLBACK")
+        await put(state, "b1")
+
+
+# ------------------------------------------------------------------------------------------------------------- opening
+
+
+async def test_a_missing_folder_is_a_fault(tmp_path: Path) -> None:
+    assert "does not exist" in await faults_of(tmp_path / "nowhere" / "state.sqlite")
+
+
+async def test_a_folder_in_the_place_of_the_file_is_a_fault(path: Path) -> None:
+    path.mkdir()
+    assert "is not a file" in await faults_of(path)
+
+
+async def test_a_folder_in_the_place_of_the_lock_is_a_fault(path: Path) -> None:
+    path.with_name("state.sqlite.lock").mkdir()
+    assert "cannot be opened" in await faults_of(path)
+
+
+async def test_a_second_one_in_this_process_is_a_fault(path: Path) -> None:
+    async with open_state(path):
+        assert f"in use by process {os.getpid()}" in await faults_of(path)
+    async with open_state(path):
+        pass
+
+
+async def test_a_file_of_a_newer_version_is_a_fault_and_stays_as_it_is(path: Path) -> None:
+    query(path, "CREATE TABLE future (x)")
+    query(path, "PRAGMA user_version = 99")
+    before = path.read_bytes()
+    assert "newer stationmaster (state version 99" in await faults_of(path)
+    assert path.read_bytes() == before
+
+
+async def test_a_database_of_another_program_is_a_fault_and_stays_as_it_is(path: Path) -> None:
+    query(path, "CREATE TABLE photographs (x)")
+    before = path.read_bytes()
+    assert "another program" in await faults_of(path)
+    assert path.read_bytes() == before
+
+
+async def test_an_older_file_is_brought_up_to_date_with_what_it_holds(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_state(path) as state:
+        await put(state, "b1")
+    more = (*schema.MIGRATIONS, "ALTER TABLE outbox ADD COLUMN colour TEXT NOT NULL DEFAULT 'red';")
+    monkeypatch.setattr(schema, "MIGRATIONS", more)
+    monkeypatch.setattr(schema, "VERSION", 2)
+    async with open_state(path) as state:
+        assert state.outbox.holds("b1")
+    assert query(path, "SELECT batch_id, colour FROM outbox") == [("b1", "red")]
+    assert query(path, "PRAGMA user_version") == [(2,)]
+
+
+async def test_a_migration_that_fails_half_way_leaves_the_older_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_state(path) as state:
+        await put(state, "b1")
+    with monkeypatch.context() as patch:
+        half = "ALTER TABLE outbox ADD COLUMN colour TEXT; INSERT INTO nowhere VALUES (1);"
+        patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, half))
+        patch.setattr(schema, "VERSION", 2)
+        with pytest.raises(sqlite3.OperationalError, match="nowhere"):
+            async with open_state(path):
+                pytest.fail("it opened")
+    assert query(path, "PRAGMA user_version") == [(1,)]
+    async with open_state(path) as state:
+        assert state.outbox.holds("b1")
+        await put(state, "b2")
+
+
+# -------------------------------------------------------------------------------------------------------------- damage
+
+
+async def moved_aside(path: Path) -> StateMovedAside:
+    observer = RecordingObserver()
+    async with open_state(path, observer=observer) as state:
+        assert len(state.outbox) == 0
+        await put(state, "new")
+    [moved] = observer.of(StateMovedAside)
+    assert moved.path == str(path)
+    assert moved.moved_to.startswith(f"{path}.corrupt-2")
+    return moved
+
+
+async def test_what_is_no_database_is_moved_aside_whole(path: Path) -> None:
+    path.write_bytes(b"these are not the rows you are looking for " * 1000)
+    before = path.read_bytes()
+    moved = await moved_aside(path)
+    assert "not a database" in moved.reason
+    with open(moved.moved_to, "rb") as aside:
+        assert aside.read() == before
+    async with open_state(path) as state:
+        assert state.outbox.holds("new")
+
+
+async def test_a_damaged_page_is_found_when_opening_and_the_log_goes_with_its_file(
+    path: Path,
+) -> None:
+    log = path.with_name("state.sqlite-wal")
+    async with open_state(path) as state:
+        for number in range(200):
+            await put(state, f"b{number}")
+        query(path, "PRAGMA wal_checkpoint(TRUNCATE)")
+        await put(state, "last")
+        last = log.read_bytes()
+        content = bytearray(path.read_bytes())
+    content[4096 * 3 : 4096 * 30] = b"\xa5" * (4096 * 27)
+    path.write_bytes(content)
+    log.write_bytes(last)
+    moved = await moved_aside(path)
+    with open(moved.moved_to, "rb") as aside, open(moved.moved_to + "-wal", "rb") as aside_log:
+        assert aside.read() == bytes(content)
+        assert aside_log.read() == last
+
+
+async def test_a_log_without_its_file_is_moved_aside_not_deleted(path: Path) -> None:
+    log = path.with_name("state.sqlite-wal")
+    log.write_bytes(b"rows that were committed")
+    moved = await moved_aside(path)
+    with open(moved.moved_to + "-wal", "rb") as aside:
+        assert aside.read() == b"rows that were committed"
+
+
+async def test_damage_that_is_met_while_running_is_an_error_and_sound_rows_can_still_be_read(
+    path: Path,
+) -> None:
+    async with open_state(path) as state:
+        await put(state, "b1")
+        await put(state, "b2", size=500_000)
+    async with open_state(path) as state:
+        with path.open("r+b") as file:
+            file.seek(40_000)
+            file.write(b"\xa5" * 4096 * 100)
+        with pytest.raises(StoreError, match=r"is damaged .*\. Restart the service") as caught:
+            await state.outbox.body("b2")
+        assert caught.value.kind == "disk-error"
+        assert await state.outbox.body("b1") == b"x" * 1000
+        assert state.outbox.holds("b2")
+
+
+async def test_a_log_that_was_not_carried_over_counts(path: Path) -> None:
+    async with open_state(path) as state:
+        await put(state, "b1")
+        left = {side: path.with_name(path.name + side).read_bytes() for side in ("", "-wal")}
+    for side, content in left.items():  # as a crash of the machine leaves them
+        path.with_name(path.name + side).write_bytes(content)
+    async with open_state(path) as state:
+        assert state.outbox.holds("b1")
+
+
+# ------------------------------------------------------------------------------------------------------ a failing disk
+
+
+def failing(number: int) -> Any:
+    def fail(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.EIO, "disk-error"), (errno.ENOSPC, "disk-full")]
+)
+@pytest.mark.parametrize("call", ["open", "pwrite"])
+async def test_a_lock_that_the_disk_does_not_take_is_an_error_that_may_pass(
+    path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, kind: str
+) -> None:
+    monkeypatch.setattr(f"stationmaster.state.lock.os.{call}", failing(number))
+    with pytest.raises(StoreError) as caught:
+        async with open_state(path):
+            pytest.fail("it opened")
+    assert caught.value.kind == kind
+
+
+async def test_a_reserve_that_the_disk_does_not_take_is_an_error_that_may_pass(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("stationmaster.state.reserve.os.posix_fallocate", failing(errno.ENOSPC))
+        async with open_state(path) as state:
+            patch.setattr("stationmaster.state.reserve.os.posix_fallocate", failing(errno.EIO))
+            with pytest.raises(StoreError) as caught:
+                await put(state, "b1")
+            assert caught.value.kind == "disk-error"
+            patch.undo()
+            await put(state, "b1")
+
+
+async def test_a_file_that_may_not_be_read_is_a_fault(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stationmaster.state.opening.Path.exists", failing(errno.EACCES))
+    assert "cannot be opened" in await faults_of(path)
+
+
+async def test_a_file_that_may_only_be_read_is_a_fault(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA query_only = 1")
+        connection.execute("CREATE TABLE t (x)")
+
+    monkeypatch.setattr(schema, "migrate", refuse)
+    assert "write permission" in await faults_of(path)
