@@ -124,7 +124,7 @@ class Uploader:
         report = delivery.report
         limit = trio.current_time() + self.limit_s
         await trio.lowlevel.checkpoint()
-        while not self._is_diverting:
+        while not self._diverts():
             delivery.attempts += 1
             answer: UploadAnswer = TryAgain(reason="no answer before the limit")
             with trio.move_on_at(limit):
@@ -150,7 +150,7 @@ class Uploader:
                 )
                 return True
             delivery.last_answer = answer.reason
-            if self._is_diverting:
+            if self._diverts():
                 return False  # at once: this failure was one too many
             remaining = limit - now
             pause = min(self._pause_s(answer, delivery.attempts), remaining / 2)
@@ -168,8 +168,7 @@ class Uploader:
             await trio.sleep(pause)
         return False
 
-    @property
-    def _is_diverting(self) -> bool:
+    def _diverts(self) -> bool:
         return self._outbox is not None and self._outbox.is_diverting
 
     def _pause_s(self, answer: TryAgain | Unavailable, attempts: int) -> float:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pytest
 
     from tests.broker.ledger import Ledger
-    from tests.broker.operator import Operator
+    from tests.broker.operating import Operator
     from tests.processes import Receiver
 
 ROOT: Final = Path(__file__).parents[2]
@@ -190,16 +190,18 @@ class Scene:
         ask = partial(self.operator.committed, self.group, self.ledger.topic)
         return await trio.to_thread.run_sync(ask)
 
-    async def none_committed_in_vain(self) -> None:
-        """Check that everything below a committed offset stands where it has to, at this very moment."""
-        committed = await self.committed()
-        stock = self.stock()
-        vain = [
-            place
-            for place, content in self.ledger.entries.copy().items()
-            if place[1] < committed.get(place[0], 0) and not stock.holds(place, content)
-        ]
-        assert not vain, f"committed, and nowhere to be found: {vain[:10]}"
+    async def watch_commits(self) -> None:
+        """Check again and again that everything below a committed offset stands where it has to, at that moment."""
+        while True:
+            committed = await self.committed()
+            stock = self.stock()
+            vain = [
+                place
+                for place, content in self.ledger.entries.copy().items()
+                if place[1] < committed.get(place[0], 0) and not stock.holds(place, content)
+            ]
+            assert not vain, f"committed, and nowhere to be found: {vain[:10]}"
+            await trio.sleep(1)
 
     async def settle(self, *, seconds: float = SETTLE_S) -> None:
         """End production, then wait until everything is committed and the outboxes are empty."""

@@ -25,7 +25,7 @@ from confluent_kafka import KafkaException
 
 from tests.broker.certificates import Certificates, make_certificates
 from tests.broker.jars import fetch_jars
-from tests.broker.operator import ANSWER_S, Operator
+from tests.broker.operating import ANSWER_S, Operator
 from tests.broker.relay import Relay, run_relay
 
 if TYPE_CHECKING:

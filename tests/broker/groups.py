@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from stationmaster.batch import Record
     from stationmaster.events import Event
-    from tests.broker.operator import Operator
+    from tests.broker.operating import Operator
 
 EventT = TypeVar("EventT")
 

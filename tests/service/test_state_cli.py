@@ -553,3 +553,21 @@ def test_a_file_has_one_topic_and_is_plain(operator: Operator, name: str, words:
     assert code == EXIT_USAGE
     assert words in operator.err
     assert len(operator.offsets()) >= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "promise"),
+    [
+        (("outbox", "list"), "--json"),
+        (("outbox", "retry"), "within about a second"),
+        (("outbox", "export"), "nextTry (null: now)"),
+        (("dead-letters", "list"), "--reason"),
+        (("dead-letters", "export"), "[name, base64 or null]"),
+        (("dead-letters", "requeue"), "stationmaster-requeued-from"),
+    ],
+)
+def test_every_command_explains_itself(
+    operator: Operator, words: tuple[str, ...], promise: str
+) -> None:
+    assert operator.runs(*words, "--help") == EXIT_OK
+    assert promise in " ".join(operator.out.split()).replace("- ", "-")

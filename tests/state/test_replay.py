@@ -7,7 +7,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from stationmaster.abc import Accepted, Rejected, TryAgain
-from stationmaster.batch import DeadLetter
+from stationmaster.batch import DeadLetter, KeptBatch
 from stationmaster.errors import StoreError
 from stationmaster.events import (
     DeadLettersKept,
@@ -319,6 +319,35 @@ async def test_what_was_accepted_is_not_sent_again_while_the_disk_does_not_take_
     assert (blocked.store, blocked.kind) == ("outbox-replay", "disk-full")
     [unblocked] = setting.observer.of(StoreUnblocked)
     assert 3599 < unblocked.blocked_s < 3602
+
+
+class SlowToLook(MemoryOutboxRows):
+    seconds = 0.0
+
+    async def due(  # type: ignore[explicit-override]  # typing.override came with Python 3.12
+        self, now: float, /, *, latest: float, limit: int
+    ) -> list[KeptBatch]:
+        await trio.sleep(self.seconds)
+        return await super().due(now, latest=latest, limit=limit)
+
+
+async def test_a_deletion_that_fails_during_a_look_at_the_rows_counts_before_anything_is_sent(
+    autojump_clock: MockClock,
+) -> None:
+    rows = SlowToLook()
+    setting = Setting(rows=rows)
+    await setting.lay(*ids(2))
+    setting.target.seconds = 1.0
+    async with setting.open(connections=2) as outbox:
+        await trio.sleep(1.8)
+        assert setting.target.ids() == ids(2), "the first is delivered, the second under way"
+        rows.seconds = 0.5
+        await outbox.put(report("b0002"), reason="500")
+        rows.disk.otherwise = DISK_FULL
+        await trio.sleep(100)
+        assert setting.target.ids() == ids(2)
+        rows.disk.otherwise = None
+        await setting.target.accepted.wait_value(3)
 
 
 async def test_a_disk_that_fails_does_not_make_a_busy_loop(autojump_clock: MockClock) -> None:

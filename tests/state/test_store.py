@@ -408,3 +408,38 @@ async def test_a_file_that_may_only_be_read_is_a_fault(
 
     monkeypatch.setattr(schema, "migrate", refuse)
     assert "write permission" in await faults_of(path)
+
+
+async def test_a_file_that_another_process_holds_for_itself_is_an_error_that_may_pass(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stationmaster.state.opening._BUSY_S", 0.05)
+    async with open_state(path):
+        pass
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("DELETE FROM outbox")
+        with pytest.raises(StoreError, match="locked"):
+            async with open_state(path):
+                pytest.fail("it opened")
+    async with open_state(path):
+        pass
+
+
+async def test_a_commit_that_came_through_although_it_failed_counts(path: Path) -> None:
+    def commit_and_fail(connection: sqlite3.Connection) -> None:
+        connection.execute(
+            "INSERT INTO outbox (batch_id, topic, ranges, body, kept_at)"
+            " VALUES ('b1', 'air', '[]', x'00', 5.0)"
+        )
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+        raise error
+
+    async with open_state(path) as state:
+        with pytest.raises(StoreError):
+            await state.outbox._database.run(commit_and_fail)
+        await put(state, "b1")
+        assert await state.outbox.body("b1") == b"\x00"
+        assert (state.statistics().outbox.rows, state.statistics().outbox.bytes) == (1, 1)
+        assert not await state.outbox.refresh(), "nobody else wrote"

@@ -190,6 +190,7 @@ async def run_service(config: Config, *, observer: Observer) -> int:
                     if config.source.kind == "file":
                         # Nobody starts this again by himself: let the outbox have its chance.
                         with trio.move_on_after(config.shutdown.grace_s):
+                            await trio.lowlevel.checkpoint()
                             while len(state.outbox):
                                 await outbox.wait_change()
                     kept = len(state.outbox)

@@ -41,7 +41,7 @@ from stationmaster.state.breaker import Backoff, Breaker
 from stationmaster.state.ledger import Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from stationmaster.abc import DeadLetters, Observer, Unavailable, UploadAnswer
     from stationmaster.batch import BatchReport, KeptBatch

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -49,5 +50,5 @@ class Reserve:
     def give_up(self) -> None:
         """Let the disk have it."""
         self.is_whole = False
-        if self._path.exists():
+        with suppress(FileNotFoundError):
             os.truncate(self._path, 0)

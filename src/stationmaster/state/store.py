@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from stationmaster.abc import NullObserver
-from stationmaster.state.opening import open_database
 from stationmaster.state.dead_letters import DeadLettersTable
+from stationmaster.state.opening import open_database
 from stationmaster.state.outbox import OutboxTable
 
 if TYPE_CHECKING:
