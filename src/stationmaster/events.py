@@ -202,7 +202,7 @@ class StoreBlocked:
     """Something that must be kept cannot be: consumption pauses until it can. Said once until `StoreUnblocked`."""
 
     store: str
-    """`outbox` or `dead-letters`."""
+    """`outbox`, `dead-letters`, or `outbox-replay`: what became of a delivery out of the outbox cannot be written."""
     kind: str
     """See `stationmaster.errors.StoreError`."""
     detail: str

@@ -84,9 +84,8 @@ class Ports:
             found: list[int] = []
             while len(found) < len(names):
                 sock = stack.enter_context(socket.socket())
-                port = random.randrange(
-                    20_000, 32_000
-                )  # below what the kernel gives to outgoing connections
+                # Below what the kernel gives to outgoing connections.
+                port = random.randrange(20_000, 32_000)
                 try:
                     sock.bind(("127.0.0.1", port))
                 except OSError:

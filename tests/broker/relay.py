@@ -177,7 +177,7 @@ def run_relay(target_port: int, *, port: int) -> Iterator[Relay]:
         except BaseException as error:
             if began.done():
                 raise
-            began.set_exception(error)
+            began.set_exception(error)  # for instance: the port is taken
 
     thread = threading.Thread(target=run, name=f"relay {port}")
     thread.start()

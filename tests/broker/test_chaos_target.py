@@ -205,7 +205,8 @@ async def test_a_full_disk_pauses_consumption_and_nothing_else(
 ) -> None:
     topic = broker.create_topic(partitions=PARTITIONS)
     with (
-        small_disk(tmp_path / "disk", mebibytes=2) as disk,
+        # 8 MiB of it are the state's reserve.
+        small_disk(tmp_path / "disk", mebibytes=12) as disk,
         patience(400),
         open_ledger(broker.bootstrap, topic, partitions=PARTITIONS, per_s=60, seed=4) as ledger,
     ):

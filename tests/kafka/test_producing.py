@@ -252,6 +252,10 @@ def test_the_producer_is_told_how_to_connect_and_nothing_about_reading() -> None
         "a:1,b:2",
         instance_id="i",
         session_timeout_s=30.0,
+        security_protocol="sasl_ssl",
+        sasl_mechanism="PLAIN",
+        username="u",
+        password="p",
         options={
             "fetch.min.bytes": 5,
             "socket.keepalive.enable": True,
@@ -265,6 +269,8 @@ def test_the_producer_is_told_how_to_connect_and_nothing_about_reading() -> None
     assert configuration["bootstrap.servers"] == "a:1,b:2"
     assert configuration["socket.keepalive.enable"] is True
     assert configuration["compression.type"] == "zstd"
+    assert configuration["security.protocol"] == "sasl_ssl"
+    assert (configuration["sasl.username"], configuration["sasl.password"]) == ("u", "p")
     assert configuration["acks"] == "all"
     assert configuration["enable.idempotence"] is True
     assert configuration["message.timeout.ms"] == 3000

@@ -476,7 +476,7 @@ def test_unknown_tables_and_tables_that_are_none_are_faults(file: Path) -> None:
         file, batch=3, stations=[1], uploads={"url": "x"}, **{"a\nb": 1, "log": {"x y": 1}}
     )
 
-    names = "source, kafka, file, batch, stations, limits, batcher, embeddings, upload, outbox, dead_letters, log, shutdown"
+    names = ", ".join(TABLES)
     assert faults == [
         f"uploads: is unknown (did you mean upload?); expected one of {names}",
         f'"a\\u000ab": is unknown; expected one of {names}',
@@ -627,7 +627,7 @@ def test_faults_name_an_origin_that_is_not_the_file(file: Path) -> None:
 
 def test_overrides_of_nothing_that_exists_are_faults(file: Path) -> None:
     keys = "by, deadline_s, quorum, max_in_flight, max_in_flight_bytes"
-    tables = "source, kafka, file, batch, stations, limits, batcher, embeddings, upload, outbox, dead_letters, log, shutdown"
+    tables = ", ".join(TABLES)
 
     assert faults_of(
         file,

@@ -98,6 +98,18 @@ def operator(
 # ------------------------------------------------------------------------------------------------------------- outbox
 
 
+@pytest.mark.parametrize("command", ["outbox list", "outbox retry", "dead-letters list"])
+def test_who_may_not_read_the_services_secrets_can_look_at_its_state(
+    operator: Operator, command: str
+) -> None:
+    operator.config.write_text(
+        operator.config.read_text().replace(
+            "[upload]\n", '[upload]\ntoken_file = "/nobody/may/read/this"\n'
+        )
+    )
+    assert operator.runs(*command.split()) == EXIT_OK
+
+
 def test_an_empty_outbox_is_a_heading_and_a_total(operator: Operator) -> None:
     assert operator.runs("outbox", "list") == EXIT_OK
     heading, total = operator.out.splitlines()

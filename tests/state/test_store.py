@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import sqlite3
 import threading
@@ -17,7 +18,9 @@ from stationmaster.batch import DeadLetter, OffsetRange
 from stationmaster.errors import ConfigError, StoreError
 from stationmaster.events import StateMovedAside
 from stationmaster.state import open_outbox, open_state, schema
+from stationmaster.state.inspection import is_in_use
 from stationmaster.testing import RecordingObserver
+from tests.state.files import make_state_file
 from tests.state.targets import Target
 from tests.uploads import report
 
@@ -443,3 +446,17 @@ async def test_a_commit_that_came_through_although_it_failed_counts(path: Path) 
         assert await state.outbox.body("b1") == b"\x00"
         assert (state.statistics().outbox.rows, state.statistics().outbox.bytes) == (1, 1)
         assert not await state.outbox.refresh(), "nobody else wrote"
+
+
+async def test_somebody_who_asks_whether_a_service_runs_does_not_keep_one_from_starting(
+    path: Path,
+) -> None:
+    make_state_file(path)
+    with path.with_name(f"{path.name}.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        timer = threading.Timer(0.1, lock.close)
+        timer.start()
+        async with open_state(path):
+            assert is_in_use(path)
+        timer.join()
+    assert not is_in_use(path)

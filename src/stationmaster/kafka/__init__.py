@@ -1,5 +1,6 @@
-"""The Kafka source (needs the extra `kafka`): at-least-once reading of topics as a member of a consumer group."""
+"""The Kafka source, and dead letters on a topic (needs the extra `kafka`): at-least-once, as a member of a group."""
 
+from stationmaster.kafka.dead_letters import KafkaDeadLetters, open_kafka_dead_letters
 from stationmaster.kafka.settings import KafkaSettings
 from stationmaster.kafka.source import (
     KafkaSource,
@@ -9,9 +10,11 @@ from stationmaster.kafka.source import (
 )
 
 __all__ = [
+    "KafkaDeadLetters",
     "KafkaSettings",
     "KafkaSource",
     "KafkaStatistics",
     "PartitionStatistics",
+    "open_kafka_dead_letters",
     "open_kafka_source",
 ]

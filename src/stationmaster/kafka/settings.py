@@ -72,8 +72,8 @@ class KafkaSettings:
     assignor: Literal["cooperative-sticky", "range", "roundrobin"] = "cooperative-sticky"
     """How a classic group shares its partitions out. All members must use the same.
 
-    `cooperative-sticky` with commits of one's own needs librdkafka 2.10 (confluent-kafka 2.10): before, a commit that
-    met a rebalance could lose the assignment (librdkafka#4059, mended by #4908). The extra `kafka` asks for 2.12.
+    With `cooperative-sticky` a commit that met a rebalance could lose the assignment (librdkafka#4059, since 1.6);
+    mended by librdkafka#4908, merged in March 2025. The extra `kafka` asks for confluent-kafka 2.12, which is younger.
     """
     group_protocol: Literal["classic", "consumer"] = "classic"
     """`consumer` (KIP-848) needs Kafka 4.0; the broker then decides on session and assignment."""

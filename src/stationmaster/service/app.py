@@ -34,8 +34,7 @@ from stationmaster.events import (
 )
 from stationmaster.files import open_file_source
 from stationmaster.handlers import Resources
-from stationmaster.kafka import open_kafka_source
-from stationmaster.kafka.dead_letters import open_kafka_dead_letters
+from stationmaster.kafka import open_kafka_dead_letters, open_kafka_source
 from stationmaster.pipeline import Pipeline, open_pipeline
 from stationmaster.service.handler_loading import open_handler
 from stationmaster.service.shutdown import EXIT_CUT_SHORT, EXIT_OK, Shutdown

@@ -42,7 +42,11 @@ _MAY_HOLD_SECRETS: Final = (_KAFKA_OPTIONS, "stations.options")
 
 
 def load_config(
-    path: str | Path, *, overrides: Sequence[str] = (), environ: Mapping[str, str]
+    path: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str],
+    read_secrets: bool = True,
 ) -> Config:
     """Read and check a configuration, and the files of secrets that it names.
 
@@ -51,11 +55,12 @@ def load_config(
         overrides: `table.key=value` each, stronger than the environment. The value is written as in TOML; a text
             needs no quotes. A table adds to the file's table.
         environ: `STATIONMASTER_<TABLE>__<KEY>`, written likewise, is stronger than the file. Other names are ignored.
+        read_secrets: read the files that hold them; without, what needs no secret works for who may not read these.
 
     Raises:
         ConfigError: with every fault.
     """
-    reader = _Reader(tree=_read_toml(Path(path)))
+    reader = _Reader(tree=_read_toml(Path(path)), read_secrets=read_secrets)
     match reader.tree:
         case {"kafka": {"options": dict() as options}}:
             reader.refuse_secrets(options, origin="")
@@ -125,6 +130,7 @@ class _Reader:
     """Collects layers, values and faults; `finish` gives the configuration or all the faults."""
 
     tree: dict[str, Any]
+    read_secrets: bool
     faults: list[str] = attrs.field(factory=list)
     values: dict[str, Any] = attrs.field(factory=dict)
     """`table.key` -> value, of those that are right by themselves."""
@@ -237,7 +243,7 @@ class _Reader:
     def read_secret(self, path: str, *, file: str | None) -> Secret | None:
         """Return a secret from the environment or else its file, or None; complain if it cannot be used."""
         text = self.secrets.get(path)
-        if text is None and file is not None:
+        if text is None and file is not None and self.read_secrets:
             path = f"{path}_file"
             try:
                 with Path(file).open("rb") as stream:

@@ -70,7 +70,8 @@ def requeue(  # noqa: PLR0917 - click calls it by name
     """
     if not (everything or reason or topic or limit):
         raise click.UsageError("say which: --reason, --topic, --limit, or --all")
-    config = load_for_letters(config_path, overrides)
+    produces = lines_path is None and not dry_run
+    config = load_for_letters(config_path, overrides, read_secrets=produces)
     chosen = Chosen(reason=reason, topic=topic)
     with open_state_file(config.outbox.path, writable=not dry_run) as state:
         plan = _Plan(

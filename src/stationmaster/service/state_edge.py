@@ -63,18 +63,25 @@ def edge(command: Callable[P, int]) -> Callable[P, int]:
     return run
 
 
-def load(config_path: Path, overrides: Sequence[str]) -> Config:
-    """Read the configuration as the service does."""
-    return load_config(config_path, overrides=overrides, environ=os.environ)
+def load(config_path: Path, overrides: Sequence[str], *, read_secrets: bool = False) -> Config:
+    """Read the configuration as the service does.
+
+    Without its secrets, unless told otherwise: an operator need not be allowed to read the service's credentials.
+    """
+    return load_config(
+        config_path, overrides=overrides, environ=os.environ, read_secrets=read_secrets
+    )
 
 
-def load_for_letters(config_path: Path, overrides: tuple[str, ...]) -> Config:
+def load_for_letters(
+    config_path: Path, overrides: tuple[str, ...], *, read_secrets: bool = False
+) -> Config:
     """Read the configuration for a command about dead letters.
 
     Raises:
         click.UsageError: they are not in the state file.
     """
-    config = load(config_path, overrides)
+    config = load(config_path, overrides, read_secrets=read_secrets)
     if config.dead_letters.kind == "kafka":
         topic = config.dead_letters.topic
         raise click.UsageError(

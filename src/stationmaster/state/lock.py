@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold `<path>.lock`, with this process's id in it. Never waits.
+    """Hold `<path>.lock`, with this process's id in it. Blocks for half a second at most.
 
     Raises:
         ConfigError: another one holds it, the folder is missing, or permissions are.
@@ -49,20 +50,30 @@ def forbidden(path: Path, error: Exception) -> ConfigError:
 
 
 def _take(path: Path, descriptor: int) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _lock(descriptor):
         holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "?"
         fault = (
             f"outbox.path: {path} is in use by process {holder}; "
             "give every instance a file of its own"
         )
-        raise ConfigError([fault]) from None
+        raise ConfigError([fault])
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     except OSError as error:
         raise _unusable(path, error) from error
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the lock; more than one try, because whoever asks whether a service runs shares it for an instant."""
+    for pause_s in (*(0.05,) * 10, 0.0):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(pause_s)
+        else:
+            return True
+    return False
 
 
 def _unusable(path: Path, error: OSError) -> Exception:

@@ -20,11 +20,11 @@ MIGRATIONS: Final = (
         batch_id TEXT NOT NULL UNIQUE,
         topic TEXT NOT NULL,
         ranges TEXT NOT NULL,             -- JSON: [{"partition", "first", "last"}]
-        body BLOB NOT NULL,
         kept_at REAL NOT NULL,
         attempts INTEGER NOT NULL DEFAULT 0,
         next_try REAL NOT NULL DEFAULT 0,
-        last_error TEXT NOT NULL DEFAULT ''
+        last_error TEXT NOT NULL DEFAULT '',
+        body BLOB NOT NULL                -- last: the others are read without its pages
     ) STRICT;
     CREATE INDEX outbox_due ON outbox (next_try, seq);
     CREATE TABLE dead_letters (
@@ -36,9 +36,9 @@ MIGRATIONS: Final = (
         "offset" INTEGER NOT NULL,
         timestamp_ms INTEGER NOT NULL,
         headers TEXT NOT NULL,            -- JSON: [[name, base64 or null]]
-        value BLOB,                       -- NULL: a tombstone
         batch_id TEXT NOT NULL,           -- '' for a record
         first_seen REAL NOT NULL,
+        value BLOB,                       -- NULL: a tombstone
         UNIQUE (topic, partition, "offset", timestamp_ms, batch_id)
     ) STRICT;
     """,
