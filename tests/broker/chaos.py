@@ -54,7 +54,7 @@ class Run:
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal, if it lives; from the first one on its time is limited."""
-        if self.process.returncode is None:
+        if self.process.returncode is None:  # asked anew by each reading
             self.signals.append(number)
             self.process.send_signal(number)
             self._patience.deadline = min(self._patience.deadline, trio.current_time() + END_S)
@@ -250,8 +250,9 @@ class Scene:
             if not stock.holds(place, content)
         ]
         assert not lost, f"lost {len(lost)}: {lost[:10]}"
-        assert stock.double_rows == 0
-        assert not stock.misplaced(entries)
+        double_rows, misplaced = stock.double_rows, stock.misplaced(entries)
+        assert double_rows == 0
+        assert misplaced == []
         ends = {
             number: end
             for number, end in self.operator.end_offsets(self.ledger.topic).items()
@@ -332,7 +333,7 @@ def new_dice(default_seed: int) -> tuple[random.Random, int]:
 
 @contextmanager
 def patience(seconds: float) -> Iterator[None]:
-    """Limit a test that takes longer than pytest's fault handler allows."""
+    """Limit a test that takes longer than pytest's fault handler allows; the handler's own time grows with it."""
     faulthandler.cancel_dump_traceback_later()
     faulthandler.dump_traceback_later(seconds + 30, file=2)
     with trio.fail_after(seconds):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
@@ -11,13 +12,14 @@ import httpx
 import pytest
 import trio
 
-from tests.broker.chaos import Scene, new_dice, open_scene, patience, tell
+from tests.broker.chaos import END_S, new_dice, open_scene, patience, tell, until
 from tests.broker.ledger import open_ledger
 
 if TYPE_CHECKING:
     import random
     from pathlib import Path
 
+    from tests.broker.chaos import Scene, Service
     from tests.broker.cluster import Broker
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
@@ -53,9 +55,8 @@ KIP_848 = Kills(
 )
 
 
-async def kill_at_random(scene: Scene, dice: random.Random, kills: Kills) -> dict[str, int]:
-    """Send the signals; one in five strikes the service that was struck last, while it starts."""
-    sent = {"SIGKILL": 0, "SIGTERM": 0}
+async def kill_at_random(scene: Scene, dice: random.Random, kills: Kills) -> None:
+    """Send the signals; one in five strikes the service that was struck last, while it drains or starts."""
     victim = scene.services[0]
     for number in range(kills.count):
         if dice.random() < 0.2:
@@ -66,10 +67,12 @@ async def kill_at_random(scene: Scene, dice: random.Random, kills: Kills) -> dic
         for refusal in kills.refusals:
             if number in {refusal.start, refusal.stop}:
                 await set_target(scene, status=503 if number == refusal.start else None)
-        blow = dice.choice([signal.SIGKILL, signal.SIGTERM])
-        victim.now.send(blow)
-        sent[blow.name] += 1
-    return sent
+        await until(partial(is_alive, victim), "the next process", seconds=END_S)
+        victim.now.send(dice.choice([signal.SIGKILL, signal.SIGTERM]))
+
+
+def is_alive(service: Service) -> bool:
+    return service.now.process.returncode is None
 
 
 async def set_target(scene: Scene, *, status: int | None) -> None:
@@ -99,7 +102,7 @@ async def test_whatever_is_killed_whenever_nothing_is_lost_and_nothing_stands_th
             await scene.receiver.wait_batches(1)
             async with trio.open_nursery() as watch:
                 watch.start_soon(scene.watch_commits)
-                sent = await kill_at_random(scene, dice, kills)
+                await kill_at_random(scene, dice, kills)
                 watch.cancel_scope.cancel()
             began = trio.current_time()
             await scene.settle()
@@ -110,14 +113,15 @@ async def test_whatever_is_killed_whenever_nothing_is_lost_and_nothing_stands_th
                 for service in scene.services:
                     ends.start_soon(service.now.process.wait)
             runs = [run for service in scene.services for run in service.runs]
-            codes = (run.process.returncode for run in runs)
+            blows = Counter(blow.name for run in runs for blow in run.signals)
+            codes = Counter(run.process.returncode for run in runs)
             tell(
                 request.config,
                 f"kills, {request.node.callspec.id}, seed {seed}",
                 {
-                    **sent,
+                    "signals": dict(blows),
                     "processes": len(runs),
-                    "exit codes": dict(Counter(codes)),
+                    "exit codes": dict(codes),
                     "batches through outboxes": sum(
                         service.count("upload done from outbox") for service in scene.services
                     ),
@@ -129,4 +133,5 @@ async def test_whatever_is_killed_whenever_nothing_is_lost_and_nothing_stands_th
                     **scene.figures(),
                 },
             )
+            assert blows.total() == kills.count + SERVICES  # and one for each at the end
             scene.check_balance()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from tests.broker.groups import SESSION_S, Group, eventually
@@ -81,6 +83,34 @@ async def test_a_process_that_slept_past_its_session_goes_on_and_every_record_is
         assert offsets(receiver.batches()) == [(p, n) for p in range(4) for n in range(160)]
         assert receiver.double_rows() == 0
     assert sleeper.events("partitions lost")
+
+
+async def test_ten_thousand_dead_letters_in_a_row_are_kept_and_the_good_record_behind_them_is_uploaded(
+    broker: Broker, tmp_path: Path
+) -> None:
+    group = Group(broker, partitions=1)
+    poison = [b"poison %d" % number for number in range(10_000)]
+    broker.produce(group.topic, [*poison, b'{"stationData": [{"stationId": "A"}]}'], partition=0)
+    async with open_receiver(tmp_path) as receiver:
+        config = kafka_config(
+            tmp_path,
+            broker=broker.bootstrap,
+            topic=group.topic,
+            receiver=receiver.url,
+            handler=BRIEF,
+            membership=MEMBERSHIP,
+        )
+        arguments = ("run", "--config", str(config), "--set", f"kafka.group_id={group.name}")
+        async with open_part(*arguments) as service:
+            batches = await receiver.wait_batches(1, seconds=60)
+            await group.until_committed({0: 10_001})
+            service.process.terminate()
+            assert await service.ends() == 0
+    assert offsets(batches) == [(0, 10_000)]
+    assert len(service.events("dead letter")) < 10, "told once a minute for each reason"
+    with closing(sqlite3.connect(tmp_path / "state.db")) as db:
+        kept = db.execute('SELECT "offset", value, reason FROM dead_letters ORDER BY seq')
+        assert kept.fetchall() == [(n, value, "not-json") for n, value in enumerate(poison)]
 
 
 def share_out(broker: Broker, group: Group) -> list[int]:
