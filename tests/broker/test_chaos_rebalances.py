@@ -12,6 +12,7 @@ import trio
 
 from tests.broker.chaos import new_dice, open_scene, patience, tell, until
 from tests.broker.ledger import open_ledger
+from tests.broker.operating import Operator
 
 if TYPE_CHECKING:
     import random
@@ -117,12 +118,13 @@ async def test_a_drain_saves_a_rebalance_storm_from_doing_work_twice_and_nothing
     scenes: dict[str, Scene] = {}
 
     async def run_storm(drain: str, kafka: str) -> None:
-        topic = broker.create_topic(partitions=PARTITIONS)
+        operator = Operator(broker.bootstrap)  # one of its own: both storms ask at the same time
+        topic = operator.create_topic(partitions=PARTITIONS)
         with open_ledger(
-            broker.bootstrap, topic, partitions=PARTITIONS, per_s=8, seed=seed
+            operator.bootstrap, topic, partitions=PARTITIONS, per_s=8, seed=seed
         ) as ledger:
             async with open_scene(
-                broker,
+                operator,
                 tmp_path / drain,
                 ledger,
                 kafka=MEMBERSHIP + kafka,

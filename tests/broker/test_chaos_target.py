@@ -6,7 +6,7 @@ import os
 import sqlite3
 import statistics
 import subprocess
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import httpx
 import pytest
 import trio
 
-from tests.broker.chaos import Scene, Service, open_scene, patience, tell, until
+from tests.broker.chaos import Scene, Service, open_scene, patience, tell
 from tests.broker.ledger import open_ledger
 
 if TYPE_CHECKING:
@@ -94,6 +94,23 @@ class Watch:
             await self.look()
             await trio.sleep(1)
         return self.moments[first:]
+
+    async def until_it_stands_still(self, filler: Path, *, seconds: float) -> int:
+        """Fill the disk up until nothing was committed for 5 s; return how much was."""
+        with trio.fail_after(seconds):
+            while True:
+                fill_up(filler)
+                moments = await self.run(5)
+                if moments[0].committed == moments[-1].committed:
+                    return moments[0].committed
+
+    def is_blocked(self) -> bool:
+        """Whether the service has said that its outbox takes nothing, and not that it does again."""
+        said = [
+            sum(line["store"] == "outbox" for line in self.service.now.events(event))
+            for event in (BLOCKED, "store works again")
+        ]
+        return bool(said[0] > said[1])
 
     async def until_all_is_delivered(self, *, seconds: float) -> float:
         """End production and wait for its end; return the seconds that it took."""
@@ -200,13 +217,19 @@ def small_disk(folder: Path, *, mebibytes: int) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+def fill_up(filler: Path) -> None:
+    """Let this file take all the room that is left."""
+    with filler.open("ab", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
 async def test_a_full_disk_pauses_consumption_and_nothing_else(
     broker: Broker, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     topic = broker.create_topic(partitions=PARTITIONS)
     with (
-        # 8 MiB of it are the state's reserve.
-        small_disk(tmp_path / "disk", mebibytes=12) as disk,
+        small_disk(tmp_path / "disk", mebibytes=32) as disk,
         patience(400),
         open_ledger(broker.bootstrap, topic, partitions=PARTITIONS, per_s=60, seed=4) as ledger,
     ):
@@ -219,34 +242,24 @@ async def test_a_full_disk_pauses_consumption_and_nothing_else(
             await scene.receiver.wait_batches(1)
             watch = Watch(scene, service)
 
-            # Full, and the target comes back: it drains and goes on, on the same small disk.
+            # Full while the target is away: it stands still, until somebody makes room.
             await set_target(scene, status=503)
-            await until(lambda: len(service.now.events(BLOCKED)) == 1, "full", seconds=90)
-            await watch.run(5)  # what was under way ends
-            paused = await watch.run(10)
-            assert paused[0].committed == paused[-1].committed
-            await set_target(scene, status=None)
-            await until(
-                lambda: len(service.now.events("store works again")) == 1, "room", seconds=60
-            )
-            await until(
-                lambda: query(service.state, "SELECT count(*), 0 FROM outbox")[0] == 0,
-                "drained",
-                seconds=90,
-            )
-            # Full again, and somebody makes room while the target is still away: it goes on to consume.
-            await set_target(scene, status=503)
-            await until(lambda: len(service.now.events(BLOCKED)) == 2, "full again", seconds=90)
-            stood = (await watch.look()).committed
-            remount = ["mount", "-o", "remount,size=64m", str(disk)]
-            await trio.run_process(remount)
-            await until(
-                lambda: len(service.now.events("store works again")) == 2, "room", seconds=30
-            )
+            await watch.run(5)
+            filler = disk / "filler"
+            stood = await watch.until_it_stands_still(filler, seconds=120)
+            assert watch.is_blocked()
+            filler.unlink()
             with trio.fail_after(60):
                 while (await watch.look()).committed <= stood + 200:  # noqa: ASYNC110
                     await trio.sleep(0.5)
+            # Full, and the target comes back: what lies there leaves all the same.
+            await watch.until_it_stands_still(filler, seconds=120)
+            assert watch.is_blocked()
             await set_target(scene, status=None)
+            with trio.fail_after(120):
+                while (await watch.look()).rows or watch.is_blocked():  # noqa: ASYNC110
+                    await trio.sleep(0.5)
+            filler.unlink()
             took_s = await watch.until_all_is_delivered(seconds=120)
             kinds = [line["kind"] for line in service.now.events(BLOCKED)]
             await end(service)

@@ -88,6 +88,7 @@ class Pump:
 
     _consumer: Consumer = attrs.field(init=False)
     _stopping: bool = attrs.field(default=False, init=False)
+    _closing: bool = attrs.field(default=False, init=False)
     _broken: bool = attrs.field(default=False, init=False)
     _credits: int = attrs.field(default=CREDITS, init=False)
     _kept: list[Record] = attrs.field(factory=list, init=False)
@@ -170,10 +171,24 @@ class Pump:
             # may bring was handed out, so it is not lost.
             limit = time.monotonic() + self._settings.close_timeout_s / 2
             self._consumer.pause(self._consumer.assignment())
-            self._await_commit(limit)
-            self.committer.send(self._consumer, self._assignment.holdings)
-            self._await_commit(limit)
+            self._commit_the_rest(limit)
+        self._closing = True
         self._consumer.close()
+
+    def _commit_the_rest(self, limit: float) -> None:
+        """Commit until nothing is due: again while it is refused, as the broker does until a rebalance is over.
+
+        What ends the rebalance for us are the polls in between.
+        """
+        self._await_commit(limit)
+        while time.monotonic() < limit:
+            self.committer.send(self._consumer, self._assignment.holdings)
+            if not self.committer.awaits_answer:
+                return
+            refused = self.committer.refused
+            self._await_commit(limit)
+            if self.committer.refused > refused:
+                self._consumer.poll(self._slice_s)
 
     def _await_commit(self, limit: float) -> None:
         while (
@@ -323,7 +338,7 @@ class Pump:
             drain.done.wait(self._settings.drain_timeout_s)
         drain_s = time.monotonic() - began
         drained = drain.is_empty
-        if not self._stopping:  # else closing has tried already
+        if not self._closing:  # else closing has tried already
             drained = self.committer.send_and_wait(consumer, drain.holdings) and drained
         self.rebalances += bool(partitions)
         self.last_drain_s = drain_s

@@ -192,6 +192,7 @@ class KafkaSettings:
             "allow.auto.create.topics": False,
             "queued.max.messages.kbytes": 16_384,  # the client's prefetch; its own default is 64 MB
             "topic.metadata.refresh.interval.ms": 15_000,  # a topic that appears is found within 30 s
+            "reconnect.backoff.max.ms": 2_000,  # the client's own 10 s are added to a broker's every outage
             "fetch.wait.max.ms": 100,  # some brokers answer a waiting fetch only at its end
             "log_level": 4,  # warnings: offset resets are told only there
             **self.options,

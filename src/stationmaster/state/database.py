@@ -85,7 +85,8 @@ class Database:
     ) -> ResultT:
         """Do a job in a worker thread; the tables are up to date when it begins.
 
-        It may be done a second time, after a first that met a full disk: one that `adds` to the file is not.
+        It may be done a second time, after a first that met a full disk and was undone; before that, one that `adds`
+        to the file lets the log give back what it does not need, any other takes the reserve.
         Once it began, cancellation waits for its end and this returns.
 
         Raises:
@@ -111,6 +112,13 @@ class Database:
                 return with_room(self._reserve, partial(self._attempt, job))
             if not self._reserve.set_aside():
                 self._shrink()
+            try:
+                return self._attempt(job)
+            except sqlite3.Error as error:
+                if not _is_full(error):
+                    raise
+            # The log may hold many times what it has brought; without this every few rows would find the disk full.
+            with_room(self._reserve, self._shrink)
             return self._attempt(job)
 
     def _attempt(self, job: Callable[[sqlite3.Connection], ResultT]) -> ResultT:
