@@ -15,6 +15,7 @@ from stationmaster.events import DeadLettersKept, MessageRefused, StoreBlocked, 
 from stationmaster.letters import Letters
 from stationmaster.testing import RecordingObserver
 from tests.pipelines import Setting, one_second
+from tests.telemetry import message_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -173,6 +174,37 @@ async def test_letters_that_wait_when_polling_stops_are_kept_within_the_grace(
         pipeline.drain(grace_s=10)
         await pipeline.wait_finished()
     assert setting.committed == len(store.kept) == 20
+
+
+async def test_a_batch_of_a_poll_does_not_count_for_the_refused_record_between_its_messages(
+    autojump_clock: MockClock,
+) -> None:
+    setting = Setting(0)
+    for value in (message_bytes("A"), b"poison", message_bytes("B"), b"poison"):
+        setting.source.put("air", 0, value)
+    store = Shelf(opens=10.0)
+    async with setting.open(one_second, dead_letters=store, by="poll") as pipeline:
+        await trio.sleep(5)
+        (report,) = setting.sink.reports.values()
+        assert [(r.first, r.last) for r in report.batch.ranges] == [(0, 0), (2, 2)]
+        assert setting.committed == 1, "no further than the letter that is not durable yet"
+        setting.source.end()
+        await pipeline.wait_finished()
+    assert len(store.kept) == 2
+    assert setting.committed == 4
+
+
+async def test_a_letter_that_waits_at_the_end_of_the_source_keeps_the_pipeline_from_ending(
+    autojump_clock: MockClock,
+) -> None:
+    setting = Setting(1)
+    setting.source.put("air", 0, b"poison")
+    setting.source.end()
+    async with setting.open(one_second, dead_letters=Shelf(opens=3600.0)) as pipeline:
+        await pipeline.wait_ending()
+        assert trio.current_time() >= 3600
+        assert setting.committed == 2
+        await pipeline.wait_finished()
 
 
 async def test_a_blocked_store_of_letters_holds_up_no_batch_that_is_open(

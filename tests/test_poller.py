@@ -45,10 +45,10 @@ def test_the_seconds_in_an_id_are_rounded_down_even_before_the_epoch() -> None:
     assert by_message("A", timestamp_ms=-1).batch_id == "air_0_0_-1"
 
 
-def test_the_id_of_a_poll_depends_on_the_group_and_the_ranges_and_on_nothing_else() -> None:
+def test_the_id_of_a_poll_depends_on_the_group_the_ranges_and_when_each_begins() -> None:
     same = [
         by_poll(message("A", offset=3), message("B", offset=5)),
-        by_poll(message("C", offset=3, timestamp_ms=9), message("D", offset=5, generation=0)),
+        by_poll(message("C", offset=3), message("D", offset=5, timestamp_ms=9, generation=0)),
         by_poll(message("A", offset=3, generation=4), message("B", offset=5, generation=4)),
     ]
     others = [
@@ -57,9 +57,10 @@ def test_the_id_of_a_poll_depends_on_the_group_and_the_ranges_and_on_nothing_els
         by_poll(message("A", offset=2), message("B", offset=5)),
         by_poll(message("A", offset=3, partition=1), message("B", offset=5, partition=1)),
         by_poll(message("A", offset=3, topic="wind"), message("B", offset=5, topic="wind")),
+        by_poll(message("A", offset=3, timestamp_ms=9), message("B", offset=5)),
     ]
     assert len({draft.batch_id for draft in same}) == 1
-    assert len({draft.batch_id for draft in [*same, *others]}) == 6
+    assert len({draft.batch_id for draft in [*same, *others]}) == 7
     topic, digest = same[0].batch_id.split("_")
     assert topic == "air"
     assert len(digest) == 16
@@ -78,6 +79,17 @@ def test_the_ranges_of_a_poll_stand_for_partition_and_generation_in_order() -> N
         OffsetRange(topic="air", partition=0, first=4, last=4, generation=2),
         OffsetRange(topic="air", partition=1, first=7, last=9, generation=0),
     )
+
+
+def test_a_range_ends_before_a_refused_record_and_gaps_do_not_end_it() -> None:
+    messages = [message("A", offset=offset) for offset in (0, 1, 5, 7, 9)]
+    messages.insert(2, message("A", partition=1, offset=5))
+    draft = draft_batch(messages, by="poll", group_id="", after_refused={("air", 0, 5)})
+    assert [(r.partition, r.first, r.last) for r in draft.ranges] == [
+        (0, 0, 1),
+        (0, 5, 9),
+        (1, 5, 5),
+    ]
 
 
 def test_the_readings_of_a_station_come_together_in_order_with_its_last_message() -> None:

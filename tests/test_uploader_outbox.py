@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import orjson
@@ -166,6 +166,34 @@ async def test_a_batch_that_the_outbox_holds_already_is_not_uploaded_beside_it(
         assert (kept.attempts, kept.reason) == (0, "it lay in the outbox already")
         await trio.sleep(60)
     assert around.target.got == ["air_0_0_0"]
+
+
+async def test_a_batch_that_a_failing_disk_has_kept_all_the_same_is_not_uploaded_beside_it(
+    autojump_clock: MockClock,
+) -> None:
+    class Failing(MemoryOutboxRows):
+        async def put(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[explicit-override]
+            await super().put(*args, **kwargs)
+            raise StoreError("fsync failed", kind="disk-error")
+
+    around = Surroundings(Target(up_at=60), rows=Failing())
+    async with around.open() as outbox:
+        await around.uploader(outbox, limit_s=1.0).deliver(report())
+        assert around.rows.ids() == ["air_0_0_0"]
+        await trio.sleep(100)
+    assert around.target.got == ["air_0_0_0"]
+    assert len(around.observer.of(UploadKept)) == 1
+
+
+async def test_a_cancelled_delivery_of_a_batch_that_is_held_is_not_told_as_kept() -> None:
+    around = Surroundings()
+    async with around.open() as outbox:
+        await outbox.put(report(), reason="from before a crash")
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await around.uploader(outbox).deliver(report())
+    assert scope.cancelled_caught
+    assert not around.observer.of(UploadKept)
 
 
 async def test_a_full_outbox_keeps_the_batch_waiting_until_it_has_room(

@@ -93,6 +93,7 @@ class Pipeline:
         self._gone: dict[tuple[str, int], int] = {}
         """Topic and partition -> the newest generation that was taken away."""
         self._end = math.inf  # of the grace, once it has begun
+        self._letters_kept = trio.Event()
         self._ending = trio.Event()
         self._finished = trio.Event()
         self._dropped = 0
@@ -193,6 +194,7 @@ class Pipeline:
                     finally:
                         self._letters.close()
                     await self._intake.wait_idle()
+                    await self._letters_kept.wait()
                     self._ending.set()
                 except trio.Cancelled:
                     # A batch or a station ended in a bug. The batch tasks go on under their shields: give them an end.
@@ -275,6 +277,7 @@ class Pipeline:
     async def _keep_letters(self) -> None:
         with self._shielded(until=math.inf):
             await self._letters.run()
+        self._letters_kept.set()
 
     def _account(self, batch: Batch) -> None:
         for offsets in batch.ranges:

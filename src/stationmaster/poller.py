@@ -5,7 +5,8 @@ Rules:
    the stations can still answer. A deadline begins only at opening, so catching up after an outage times nobody out.
 2. What is polled and not yet opened is bounded: there is no next poll before all of this one is opened.
 3. A record that is refused goes to the dead letters; it waits with the poller only while too many are on their way.
-4. Parsing is cut into slices of `_SLICE_BYTES`, or of one message if that is larger.
+4. A batch's ranges leave out what was refused between its messages: that counts when its own letter is durable.
+5. Parsing is cut into slices of `_SLICE_BYTES`, or of one message if that is larger.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from stationmaster.batch import BadEntry, Message, OffsetRange, Refusal
 from stationmaster.messages import Limits, parse_message
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
     from stationmaster.abc import Source
     from stationmaster.batch import Record
@@ -45,17 +46,29 @@ class Draft:
     size_bytes: int
 
 
-def draft_batch(messages: Sequence[Message], *, by: Boundary, group_id: str) -> Draft:
+def draft_batch(
+    messages: Sequence[Message],
+    *,
+    by: Boundary,
+    group_id: str,
+    after_refused: Collection[tuple[str, int, int]] = (),
+) -> Draft:
     """Join messages of one topic (at least one, in order within each partition) into one draft.
 
+    `after_refused` are the (topic, partition, offset) of messages before which a record was refused: a range ends there
+    and another begins.
+
     The id comes from the data alone: with `by="message"` the same record gives the same id after a redelivery; with
-    `by="poll"` the id names the offsets, which a redelivery may cut differently.
+    `by="poll"` the id names the offsets, which a redelivery may cut differently. Both hold the records' time: the
+    offsets of a topic that was made anew begin again.
     """
     first = messages[0]
     readings: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
     last_message: dict[str, Message] = {}
     bad_entries: list[BadEntry] = []
-    spans: dict[tuple[int, int], tuple[int, int]] = {}
+    spans: dict[tuple[int, int, int], int] = {}  # partition, generation, first -> last
+    begins: dict[tuple[int, int], int] = {}
+    stamps: dict[tuple[int, int, int], int] = {}
     size_bytes = 0
     for message in messages:
         for station_id, reading in zip(message.station_ids, message.readings, strict=True):
@@ -64,16 +77,23 @@ def draft_batch(messages: Sequence[Message], *, by: Boundary, group_id: str) -> 
         bad_entries += message.bad_entries
         size_bytes += message.size_bytes
         key = (message.partition, message.generation)
-        start, _ = spans.get(key, (message.offset, 0))
-        spans[key] = (start, message.offset)
+        if (message.topic, message.partition, message.offset) in after_refused:
+            begins[key] = message.offset
+        span = (*key, begins.setdefault(key, message.offset))
+        spans[span] = message.offset
+        stamps.setdefault(span, message.record_timestamp_ms)
     ranges = tuple(
         OffsetRange(
             topic=first.topic, partition=partition, first=start, last=end, generation=generation
         )
-        for (partition, generation), (start, end) in sorted(spans.items())
+        for (partition, generation, start), end in sorted(spans.items())
     )
     return Draft(
-        batch_id=_message_id(first) if by == "message" else _ranges_id(group_id, ranges),
+        batch_id=(
+            _message_id(first)
+            if by == "message"
+            else _ranges_id(group_id, ranges, [stamps[span] for span in sorted(spans)])
+        ),
         topic=first.topic,
         ranges=ranges,
         entries={station_id: tuple(known) for station_id, known in readings.items()},
@@ -89,10 +109,13 @@ def _message_id(message: Message) -> str:
     return f"{message.topic}_{message.partition}_{message.offset}_{seconds}"
 
 
-def _ranges_id(group_id: str, ranges: Iterable[OffsetRange]) -> str:
-    parts = [group_id, *(f"{r.topic}/{r.partition}/{r.first}-{r.last}" for r in ranges)]
-    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    return f"{next(iter(ranges)).topic}_{digest}"
+def _ranges_id(group_id: str, ranges: Sequence[OffsetRange], stamps: Iterable[int]) -> str:
+    spans = (
+        f"{r.topic}/{r.partition}/{r.first}-{r.last}@{stamp}"
+        for r, stamp in zip(ranges, stamps, strict=True)
+    )
+    digest = hashlib.sha256("\n".join([group_id, *spans]).encode()).hexdigest()[:16]
+    return f"{ranges[0].topic}_{digest}"
 
 
 class Intake:
@@ -193,27 +216,38 @@ class Poller:
                     else:
                         await self._open([parsed])
             else:
-                for messages in (await self._parse_all(records)).values():
-                    await self._open(messages)
+                await self._open_all(records)
 
-    async def _parse_all(self, records: Sequence[Record]) -> dict[str, list[Message]]:
+    async def _open_all(self, records: Sequence[Record]) -> None:
+        """Open one batch for each topic of a poll."""
         by_topic: dict[str, list[Message]] = {}
+        cut: set[tuple[str, int]] = set()  # partitions whose last record was refused
+        after_refused: set[tuple[str, int, int]] = set()
         await trio.lowlevel.checkpoint()
         parsed_bytes = 0
         for record in records:
             parsed = parse_message(record, self._limits)
             if isinstance(parsed, Refusal):
                 await self._refuse(record, parsed)
+                cut.add((record.topic, record.partition))
             else:
                 by_topic.setdefault(parsed.topic, []).append(parsed)
+                if (parsed.topic, parsed.partition) in cut:
+                    cut.remove((parsed.topic, parsed.partition))
+                    after_refused.add((parsed.topic, parsed.partition, parsed.offset))
             parsed_bytes += len(record.value or b"")
             if parsed_bytes >= _SLICE_BYTES:
                 parsed_bytes = 0
                 await trio.lowlevel.checkpoint()
-        return by_topic
+        for messages in by_topic.values():
+            await self._open(messages, after_refused)
 
-    async def _open(self, messages: Sequence[Message]) -> None:
-        draft = draft_batch(messages, by=self._by, group_id=self._group_id)
+    async def _open(
+        self, messages: Sequence[Message], after_refused: Collection[tuple[str, int, int]] = ()
+    ) -> None:
+        draft = draft_batch(
+            messages, by=self._by, group_id=self._group_id, after_refused=after_refused
+        )
         intake = self._intake
         while intake.in_flight and not (
             intake.has_room(draft.size_bytes) and self._may_open(draft)

@@ -97,14 +97,17 @@ class Uploader:
             if not await self._upload(delivery):
                 self._fail(delivery)
             return
-        if outbox.holds(report.batch.batch_id):
-            delivery.last_answer = "it lay in the outbox already"
-            self._kept(delivery)
-            await trio.lowlevel.checkpoint()
-            return
+        await trio.lowlevel.checkpoint()
         blocked = False
         try:
-            while not await self._upload(delivery):
+            while True:
+                # Asked every time: a disk that failed may have it all the same.
+                if outbox.holds(report.batch.batch_id):
+                    delivery.last_answer = "it lay in the outbox already"
+                    self._kept(delivery)
+                    break
+                if await self._upload(delivery):
+                    break
                 try:
                     await outbox.put(report, reason=delivery.last_answer)
                 except StoreError as error:

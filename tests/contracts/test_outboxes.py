@@ -104,9 +104,18 @@ async def test_a_postponed_row_is_due_at_its_time_and_not_before(rows: OutboxRow
     await put(rows, "b2")
     await rows.postpone("b1", until=1010.0, reason="500")
     assert await due(rows, 1009.0) == ["b2"]
-    assert await due(rows, 1010.0) == ["b1", "b2"]
-    [first, _] = await rows.due(1010.0, latest=1040.0, limit=9)
-    assert first.attempts == 1
+    assert await due(rows, 1010.0) == ["b2", "b1"]
+    [_, last] = await rows.due(1010.0, latest=1040.0, limit=9)
+    assert last.attempts == 1
+
+
+async def test_rows_that_failed_hold_up_no_row_that_waits_longer(rows: OutboxRows) -> None:
+    for batch_id in ("b1", "b2", "b3"):
+        await put(rows, batch_id)
+    await rows.postpone("b1", until=20.0, reason="500")
+    await rows.postpone("b2", until=10.0, reason="500")
+    assert await due(rows) == ["b3", "b2", "b1"]
+    assert await due(rows, limit=1) == ["b3"]
 
 
 async def test_a_row_that_lies_beyond_any_backoff_is_due(rows: OutboxRows) -> None:

@@ -21,7 +21,7 @@ from stationmaster.kafka.producing import KafkaProducer, open_producer
 from stationmaster.service import requeue as requeue_module
 from stationmaster.service.cli import run_command_line
 from stationmaster.service.shutdown import EXIT_CONFIG, EXIT_CUT_SHORT, EXIT_OK, EXIT_USAGE
-from stationmaster.state.inspection import StateFile
+from stationmaster.state.inspection import StateFile, one_at_a_time
 from tests.kafka.clients import free_port
 from tests.kafka.topics import read_topic
 from tests.state.files import add_batch, add_letter, connect, make_state_file, open_writer
@@ -267,6 +267,29 @@ def test_a_reader_that_leaves_early_ends_an_export_quietly(operator: Operator) -
     assert (process.returncode, said) == (EXIT_OK, b"")
 
 
+@pytest.mark.parametrize("command", ["export", "list"])
+def test_output_that_finds_no_room_is_said_and_no_export_passes_for_whole(
+    operator: Operator, command: str
+) -> None:
+    with connect(operator.state) as db:
+        add_letter(db, offset=1)
+    words = ("dead-letters", command, "--config", str(operator.config))
+
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "stationmaster", *words],
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    assert done.returncode == EXIT_CUT_SHORT
+    assert done.stderr == (
+        "stationmaster: the output cannot be written (No space left on device)\n"
+    )
+
+
 # ------------------------------------------------------------------------------------------------------- dead letters
 
 
@@ -478,6 +501,36 @@ def test_letters_that_another_requeue_took_meanwhile_are_passed_over(
 
     assert operator.runs("dead-letters", "requeue", "--all") == EXIT_OK
     assert operator.out.startswith("0 records produced")
+
+
+def test_a_second_requeue_is_sent_away_while_one_is_at_it(operator: Operator) -> None:
+    with connect(operator.state) as db:
+        add_letter(db, offset=1)
+    words = ("dead-letters", "requeue", "--all", "--to", f"{operator.folder}/back.jsonl")
+
+    with one_at_a_time(operator.state):
+        assert operator.runs(*words) == EXIT_CUT_SHORT
+        assert "is being requeued from by another process; try again" in operator.err
+        assert operator.runs(*words, "--dry-run") == EXIT_OK
+        assert operator.offsets() == [1]
+    assert operator.runs(*words) == EXIT_OK
+    assert operator.offsets() == []
+
+
+def test_nothing_is_produced_from_a_file_that_may_only_be_read(operator: Operator) -> None:
+    with connect(operator.state) as db:
+        add_letter(db, offset=1)
+    with operator.state.open("r+b") as file:
+        # The version that writers must know: SQLite then only reads, as if by permission.
+        file.seek(18)
+        file.write(b"\x03")
+    back = operator.folder / "back.jsonl"
+
+    assert operator.runs("dead-letters", "requeue", "--all", "--to", str(back)) == EXIT_CONFIG
+    assert operator.err.startswith(f"outbox.path: {operator.state} needs write permission")
+    assert not back.exists()
+    assert operator.runs("outbox", "retry") == EXIT_CONFIG
+    assert operator.runs("dead-letters", "list") == EXIT_OK
 
 
 def test_records_of_a_file_source_are_appended_for_a_replay(operator: Operator) -> None:

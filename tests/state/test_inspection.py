@@ -96,7 +96,7 @@ def test_a_damaged_file_is_said_to_be_damaged(path: Path) -> None:
 
 
 def test_what_is_opened_to_look_at_cannot_be_changed(path: Path) -> None:
-    with open_state_file(path) as state, pytest.raises(StoreError, match="readonly"):
+    with open_state_file(path) as state, pytest.raises(ConfigError, match="needs write permission"):
         state.delete_letters([1])
 
 

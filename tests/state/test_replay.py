@@ -139,6 +139,23 @@ async def test_an_accepted_batch_is_deleted_even_when_leaving_at_that_moment(
 # ------------------------------------------------------------------------------------------------ one batch's trouble
 
 
+@pytest.mark.parametrize("poisonous", [2, 30])
+async def test_batches_that_the_target_cannot_bear_keep_neither_it_down_nor_others_back(
+    autojump_clock: MockClock, poisonous: int
+) -> None:
+    setting = Setting()
+    await setting.lay(*ids(100))
+    setting.target.by_id |= dict.fromkeys(ids(poisonous), DOWN)
+    setting.target.script.extend([DOWN] * 20)  # an outage: each has failed already
+    setting.target.seconds = 1.0
+    async with setting.open() as outbox:
+        await setting.target.accepted.wait_value(100 - poisonous)
+        await outbox.put(report("new"), reason="500")
+        await trio.sleep(900)
+        assert setting.rows.ids() == ids(poisonous)
+    assert "new" in setting.target.taken
+
+
 async def test_a_batch_that_fails_alone_holds_up_no_other(autojump_clock: MockClock) -> None:
     setting = Setting()
     await setting.lay(*ids(20))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from stationmaster.service.state_edge import (
     tell_if_nobody_runs,
 )
 from stationmaster.service.translation import kafka_settings
-from stationmaster.state.inspection import open_state_file
+from stationmaster.state.inspection import one_at_a_time, open_state_file
 from stationmaster.state.rows import Chosen
 
 if TYPE_CHECKING:
@@ -73,7 +73,12 @@ def requeue(  # noqa: PLR0917 - click calls it by name
     produces = lines_path is None and not dry_run
     config = load_for_letters(config_path, overrides, read_secrets=produces)
     chosen = Chosen(reason=reason, topic=topic)
-    with open_state_file(config.outbox.path, writable=not dry_run) as state:
+    path = config.outbox.path
+    # Two at once would send the same records, twice.
+    with (
+        nullcontext() if dry_run else one_at_a_time(path),
+        open_state_file(path, writable=not dry_run) as state,
+    ):
         plan = _Plan(
             records=state.summarize_letters(attrs.evolve(chosen, uploads=False)),
             uploads=state.summarize_letters(attrs.evolve(chosen, uploads=True)),

@@ -39,12 +39,15 @@ SET = click.option(
     metavar="TABLE.KEY=VALUE",
     help="Override one key of the configuration; may be given several times.",
 )
-REASON = click.option("--reason", help="Only those with this reason, such as invalid-json.")
+REASON = click.option("--reason", help="Only those with this reason, such as not-json.")
 TOPIC = click.option("--topic", help="Only those of this topic.")
 
 
 def edge(command: Callable[P, int]) -> Callable[P, int]:
-    """Let a passing trouble end a command with words and EXIT_CUT_SHORT; a reader that leaves early is no trouble."""
+    """Let a passing trouble end a command with words and EXIT_CUT_SHORT; a reader that leaves early is no trouble.
+
+    Commands turn errors of their own files into errors of ours: what is left of the system's is about the output.
+    """
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
@@ -55,12 +58,20 @@ def edge(command: Callable[P, int]) -> Callable[P, int]:
             click.echo(f"stationmaster: {error}", err=True)
             return EXIT_CUT_SHORT
         except BrokenPipeError:
-            # What is left in the buffer goes nowhere; else Python complains about it at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             return EXIT_OK
+        except OSError as error:
+            _drop_output()
+            click.echo(f"stationmaster: the output cannot be written ({error.strerror})", err=True)
+            return EXIT_CUT_SHORT
         return code
 
     return run
+
+
+def _drop_output() -> None:
+    """Send what is left in the buffer nowhere; else Python complains about it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def load(config_path: Path, overrides: Sequence[str], *, read_secrets: bool = False) -> Config:

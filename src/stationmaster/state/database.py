@@ -205,7 +205,10 @@ def store_errors(path: Path) -> Iterator[None]:
 
 def full_disk(path: Path) -> StoreError:
     """Return the error of a disk without room."""
-    return StoreError(f"{path}: the disk is full. Make room on it", kind="disk-full")
+    return StoreError(
+        f"{path}: the disk is full. Make room on it: 8 MiB besides what is to be kept",
+        kind="disk-full",
+    )
 
 
 def primary_code(error: sqlite3.Error) -> int:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import fcntl
 import sqlite3
 import time
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -48,7 +48,7 @@ class StateFile:
 
     Raises (each method and each step of an iteration):
         StoreError: busy for too long, or the disk fails: nothing was changed by this call, try again.
-        ConfigError: the file is damaged.
+        ConfigError: the file is damaged, or this user lacks permission.
     """
 
     path: Path
@@ -255,7 +255,7 @@ def open_state_file(path: str | os.PathLike[str], *, writable: bool = False) -> 
     """Open the state file of a service that may be running, to look at it or to change it as well.
 
     Raises:
-        ConfigError: there is no such file, it is not one of ours, or of another version.
+        ConfigError: there is no such file, it is not one of ours, of another version, or this user lacks permission.
         StoreError: busy for too long, or the disk fails.
     """
     path = Path(path)
@@ -291,7 +291,34 @@ def open_state_file(path: str | os.PathLike[str], *, writable: bool = False) -> 
             else:
                 todo = "it is a newer stationmaster's: use that one's command"
             raise _wrong(path, f"has schema version {version}, not {VERSION}; {todo}")
-        yield StateFile(path, connection)
+        state = StateFile(path, connection)
+        if writable:
+            # SQLite opens what may only be read without a word, and lets a transaction begin: only a write tells.
+            with _in_our_words(path):
+                connection.execute("DELETE FROM outbox WHERE seq < 0")
+        yield state
+
+
+@contextmanager
+def one_at_a_time(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep others out who ask for this as well; enter it before `open_state_file` and leave it after.
+
+    The file itself carries the lock, a kind that SQLite does not use. (Closing any of a process's descriptors of a
+    file ends SQLite's locks on it: therefore the order.) A file that cannot be opened is `open_state_file`'s to name.
+
+    Raises:
+        StoreError: somebody else is at it.
+    """
+    with ExitStack() as opened:
+        try:
+            file = opened.enter_context(Path(path).open("rb"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            text = f"{path} is being requeued from by another process; try again when it is done"
+            raise StoreError(text, kind="disk-error") from error
+        except OSError:
+            pass  # `open_state_file` finds the words
+        yield
 
 
 def is_in_use(path: str | os.PathLike[str]) -> bool:
@@ -323,6 +350,11 @@ def _in_our_words(path: Path) -> Iterator[None]:
             raise _wrong(path, "is no SQLite database") from error
         if primary == sqlite3.SQLITE_CORRUPT:
             raise _wrong(path, f"is damaged ({error})") from error
+        if primary == sqlite3.SQLITE_READONLY:
+            words = (
+                f"needs write permission, on it and on its folder ({error}); use the service's user"
+            )
+            raise _wrong(path, words) from error
         if primary == sqlite3.SQLITE_CANTOPEN:
             raise _wrong(path, f"cannot be opened ({error})") from error
         if primary in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:

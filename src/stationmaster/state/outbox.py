@@ -49,7 +49,10 @@ class OutboxRows(Protocol):
         ...
 
     async def due(self, now: float, /, *, latest: float, limit: int) -> Sequence[KeptBatch]:
-        """Return those whose time is `now` or before, or beyond `latest`: the oldest `limit` of them, in order."""
+        """Return those whose time is `now` or before, or beyond `latest`: the first `limit` of them in order of it.
+
+        So those that were never tried come first, oldest first, and those that fail again and again hold up no other.
+        """
         ...
 
     async def body(self, batch_id: str, /) -> bytes | None:
@@ -120,17 +123,17 @@ class OutboxTable:
             check_room("outbox", self.tally, len(body), max_bytes=self._max_bytes)
             with transaction(connection):
                 taken = connection.execute(insert, row).rowcount
-                tally = self._tally(connection, rows=taken, size=taken * len(body))
+                tally = _grown(self.tally, connection, rows=taken, size=taken * len(body))
             self._sizes[batch_id] = len(body)
             self.tally = tally
 
         await self._database.run(work, adds=True)
 
     async def due(self, now: float, /, *, latest: float, limit: int) -> list[KeptBatch]:
-        """Return batches whose time has come, oldest first: it is over, or beyond `latest` (the clock jumped)."""
+        """Return batches whose time has come, longest due first: it is over, or beyond `latest` (a clock jumped)."""
         select = (
             "SELECT batch_id, topic, ranges, kept_at, attempts FROM outbox"
-            " WHERE next_try <= ? OR next_try > ? ORDER BY seq LIMIT ?"
+            " WHERE next_try <= ? OR next_try > ? ORDER BY next_try, seq LIMIT ?"
         )
 
         def work(connection: sqlite3.Connection) -> list[KeptBatch]:
@@ -171,7 +174,7 @@ class OutboxTable:
                     "DELETE FROM outbox WHERE batch_id = ?", (batch_id,)
                 ).rowcount
                 size = self._sizes.get(batch_id, 0)
-                tally = self._tally(connection, rows=-gone, size=-size)
+                tally = _grown(self.tally, connection, rows=-gone, size=-size)
             self._sizes.pop(batch_id, None)
             self.tally = tally
 
@@ -184,18 +187,18 @@ class OutboxTable:
 
     def load(self, connection: sqlite3.Connection) -> None:
         """See `stationmaster.state.database.Table`."""
-        rows = connection.execute("SELECT batch_id, length(body) FROM outbox")
-        self._sizes = sizes = dict(rows)
-        self.tally = Tally()
-        self.tally = self._tally(connection, rows=len(sizes), size=sum(sizes.values()))
+        sizes = dict(connection.execute("SELECT batch_id, length(body) FROM outbox"))
+        self.tally = _grown(Tally(), connection, rows=len(sizes), size=sum(sizes.values()))
+        self._sizes = sizes
 
-    def _tally(self, connection: sqlite3.Connection, *, rows: int, size: int) -> Tally:
-        oldest = connection.execute("SELECT kept_at FROM outbox ORDER BY seq LIMIT 1").fetchone()
-        return Tally(
-            rows=self.tally.rows + rows,
-            bytes=self.tally.bytes + size,
-            oldest_at=None if oldest is None else oldest[0],
-        )
+
+def _grown(before: Tally, connection: sqlite3.Connection, *, rows: int, size: int) -> Tally:
+    oldest = connection.execute("SELECT kept_at FROM outbox ORDER BY seq LIMIT 1").fetchone()
+    return Tally(
+        rows=before.rows + rows,
+        bytes=before.bytes + size,
+        oldest_at=None if oldest is None else oldest[0],
+    )
 
 
 def _kept_batch(batch_id: str, topic: str, ranges: str, kept_at: float, attempts: int) -> KeptBatch:

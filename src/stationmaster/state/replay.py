@@ -1,12 +1,13 @@
 """The replay: it delivers what lies in the outbox, and knows whether the target is down.
 
 Rules:
-1. Oldest first, at most `connections` at once. It starts with one at a time and widens with every batch that is
-   accepted, narrows with every failure: after an hour of outage the target is not trampled, and direct uploads go
+1. Oldest first, those that failed behind those that were not tried: a batch that the target cannot bear stands in
+   nobody's way. At most `connections` at once: it starts with one at a time and widens with every batch that is
+   accepted, narrows with every failure. After an hour of outage the target is not trampled, and direct uploads go
    their own way meanwhile.
 2. A batch that fails is due again after its own back-off, which stands in its row; the others go on.
-3. While the breaker (see `stationmaster.state.breaker`) is open, one batch at a time is the probe: the oldest that is
-   due, and not the same twice if there is another (it may be what the target cannot bear).
+3. While the breaker (see `stationmaster.state.breaker`) is open, one batch at a time is the probe: the first in this
+   order, and not the same twice if there is another.
 4. What became of a batch is written down before anything else is sent: if the disk does not take it, only that is
    tried, about once a second. So this process never sends a batch again that was accepted.
 5. A rejected batch is a dead letter first, and then no row any more: a crash in between makes neither none nor two.

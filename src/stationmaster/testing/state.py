@@ -107,10 +107,10 @@ class MemoryOutboxRows:
         self._rows[batch_id] = _Row(kept, body, 0.0, reason)
 
     async def due(self, now: float, /, *, latest: float, limit: int) -> list[KeptBatch]:
-        """Return those whose time has come, oldest first."""
+        """Return those whose time has come, the longest due first."""
         await self.disk.look()
-        due = [row.kept for row in self._rows.values() if not now < row.next_try <= latest]
-        return due[:limit]
+        due = [row for row in self._rows.values() if not now < row.next_try <= latest]
+        return [row.kept for row in sorted(due, key=lambda row: row.next_try)[:limit]]
 
     async def body(self, batch_id: str, /) -> bytes | None:
         """Return what is to be sent."""
