@@ -6,6 +6,7 @@ import pytest
 
 from stationmaster.errors import ConfigError
 from stationmaster.kafka import KafkaSettings, open_kafka_source
+from stationmaster.kafka.settings import key_in
 
 GOOD: dict[str, Any] = {"bootstrap_servers": "127.0.0.1:9", "group_id": "g", "topics": ("t",)}
 
@@ -191,3 +192,14 @@ async def test_what_the_client_refuses_is_a_configuration_error(options: dict[st
     with pytest.raises(ConfigError, match=r"kafka.options: .*(no.such.key|queued.max|stats_cb)"):
         async with open_kafka_source(KafkaSettings(**GOOD, options=options)):
             pass
+
+
+@pytest.mark.parametrize(
+    ("said", "key"),
+    [
+        ("ssl.ca.location failed: No such file", "kafka.ca_file"),
+        ('No such configuration property: "no.such.key"', "kafka.options"),
+    ],
+)
+def test_what_the_client_complains_of_is_told_by_our_own_key(said: str, key: str) -> None:
+    assert key_in(said) == key

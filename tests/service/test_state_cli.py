@@ -387,6 +387,33 @@ def test_requeued_records_are_in_their_topic_and_no_dead_letters_any_more(
     assert records[None].headers() == [("stationmaster-requeued-from", f"{topic}/9/8".encode())]
 
 
+def test_rejected_uploads_can_be_moved_into_a_file_of_their_own(operator: Operator) -> None:
+    with connect(operator.state) as db:
+        add_letter(db, offset=1)
+        add_letter(db, offset=2, reason="rejected-upload", batch_id="b-1", value=b'{"a":1}')
+    file = operator.folder / "bodies.jsonl"
+
+    assert operator.runs("dead-letters", "requeue", "--all", "--to", str(file)) == EXIT_USAGE
+    assert "choose with --reason" in operator.err
+    words = ("--reason", "rejected-upload", "--to", str(file))
+    assert operator.runs("dead-letters", "requeue", *words) == EXIT_OK
+
+    assert file.read_bytes() == b'{"a":1}\n'
+    assert (operator.offsets(), operator.batches()) == ([1], [])
+
+
+def test_a_letter_whose_batch_the_outbox_still_holds_stays_and_is_counted(
+    operator: Operator,
+) -> None:
+    with connect(operator.state) as db:
+        add_batch(db, "b-1")
+        add_letter(db, offset=2, reason="rejected-upload", batch_id="b-1", value=b"{}")
+
+    assert operator.runs("dead-letters", "requeue", "--all") == EXIT_CUT_SHORT
+    assert "1 stay: the outbox still holds this batch" in operator.err
+    assert operator.offsets() == [2]
+
+
 def test_a_limit_takes_the_oldest(operator: Operator, kafka_broker: KafkaBroker) -> None:
     topic = kafka_broker.create_topic()
     operator.configure(servers=kafka_broker.bootstrap_servers)

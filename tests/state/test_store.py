@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,8 +26,6 @@ from tests.state.targets import Target
 from tests.uploads import report
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from stationmaster.state import State
 
 
@@ -460,3 +459,29 @@ async def test_somebody_who_asks_whether_a_service_runs_does_not_keep_one_from_s
             assert is_in_use(path)
         timer.join()
     assert not is_in_use(path)
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
+async def test_nothing_is_added_to_a_file_that_is_not_there_any_more(
+    path: Path, replaced: bool
+) -> None:
+    async with open_state(path) as state:
+        await put(state, "before")
+        aside = path.rename(path.with_name("aside"))
+        if replaced:
+            make_state_file(path)
+        with pytest.raises(StoreError, match="removed or replaced") as caught:
+            await put(state, "after")
+        assert caught.value.kind == "disk-error"
+        if not replaced:
+            aside.rename(path)
+            await put(state, "back")
+            assert state.statistics().outbox.rows == 2
+
+
+async def test_the_state_file_is_its_owners_alone(path: Path) -> None:
+    async with open_state(path) as state:
+        await put(state, "a batch")
+        names = ["", "-wal", "-shm", ".lock", ".reserve"]
+        modes = {name: Path(f"{path}{name}").stat().st_mode & 0o777 for name in names}
+    assert modes == dict.fromkeys(names, 0o600)

@@ -29,6 +29,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from stationmaster.errors import ConfigError, StoreError
 from stationmaster.kafka.deliveries import Delivery, Fate, Outgoing, judge, producer_configuration
+from stationmaster.kafka.settings import key_in
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -287,7 +288,8 @@ async def open_producer(
     try:
         post = _Post(configuration=configuration, ended=partial(tell, token, ended.set))
     except KafkaException as error:
-        raise ConfigError([f"kafka.options: {error.args[0].str()}"]) from error
+        said = error.args[0].str()
+        raise ConfigError([f"{key_in(said)}: {said}"]) from error
     threading.Thread(target=post.run, name="stationmaster producer", daemon=True).start()
     producer = KafkaProducer(post, token, delivery_s)
     try:

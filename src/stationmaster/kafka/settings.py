@@ -210,3 +210,11 @@ class KafkaSettings:
             "ssl.key.location": self.key_file,
         }
         return {key: value for key, value in keys.items() if value is not None}
+
+
+def key_in(said: str) -> str:
+    """Return which of our keys the client complains of: `kafka.ca_file` for "ssl.ca.location failed", say."""
+    for theirs, ours in _OWNED.items():
+        if theirs in said:
+            return f"kafka.{ours}"
+    return "kafka.options"

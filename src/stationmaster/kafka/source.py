@@ -25,6 +25,7 @@ from stationmaster.errors import ConfigError
 from stationmaster.events import SourceTrouble
 from stationmaster.kafka.handover import Command, Handover
 from stationmaster.kafka.pump import Pump
+from stationmaster.kafka.settings import key_in
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -172,7 +173,7 @@ async def open_kafka_source(
         )
     except (KafkaException, TypeError) as error:
         said = error.args[0].str() if isinstance(error, KafkaException) else str(error)
-        raise ConfigError([f"kafka.options: {said}"]) from error
+        raise ConfigError([f"{key_in(said)}: {said}"]) from error
     threading.Thread(target=pump.run, name="stationmaster pump", daemon=True).start()
     try:
         yield KafkaSource(handover, pump)

@@ -25,6 +25,7 @@ from stationmaster.errors import StoreError, plain_errors
 from stationmaster.kafka.deliveries import ACKNOWLEDGED, Delivery, Fate, Outgoing
 from stationmaster.kafka.producing import open_producer
 from stationmaster.service.config_rules import printable
+from stationmaster.state.rows import Move
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -182,7 +183,7 @@ class Requeue:
 
     _state: StateFile
     _destination: Destination | None
-    """None: there are no records among the letters."""
+    """None: there are no records among the letters. A file takes rejected uploads as well."""
     _outbox_max_bytes: int
     _tell: Callable[[Tally], None]
     """Called about once a second."""
@@ -206,7 +207,7 @@ class Requeue:
                 for number, row in enumerate(self._state.letters(chosen)):
                     if number == limit:
                         break
-                    if row.batch_id:
+                    if row.batch_id and not self._is_for_file:
                         await self._move(row)
                     else:
                         await self._take(row)
@@ -218,10 +219,19 @@ class Requeue:
             self.tally.interrupted = True
             running.cancel()
 
+    @property
+    def _is_for_file(self) -> bool:
+        return isinstance(self._destination, LinesFile)
+
     async def _move(self, row: LetterRow) -> None:
         await trio.lowlevel.checkpoint()
-        moved = self._state.move_to_outbox(row.seq, max_bytes=self._outbox_max_bytes)
-        self.tally.uploads += moved
+        match self._state.move_to_outbox(row.seq, max_bytes=self._outbox_max_bytes):
+            case Move.DONE:
+                self.tally.uploads += 1
+            case Move.HELD:
+                self.tally.stayed["the outbox still holds this batch"] += 1
+            case Move.GONE:
+                pass  # another process was quicker
 
     async def _take(self, row: LetterRow) -> None:
         with suppress(KeyError):  # another process was quicker

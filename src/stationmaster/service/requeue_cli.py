@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     "lines_path",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE.jsonl",
-    help="Append records to this file, for `stationmaster replay`, instead of producing them.",
+    help="Append them to this file instead of sending them: records for `stationmaster replay`.",
 )
 @edge
 def requeue(  # noqa: PLR0917 - click calls it by name
@@ -65,8 +65,8 @@ def requeue(  # noqa: PLR0917 - click calls it by name
 
     A record is produced with its value, headers and timestamp, without a key, to its own partition if that still
     exists; the header stationmaster-requeued-from says topic/partition/offset it had. A rejected upload goes back into
-    the outbox, from where the service posts it. A letter is deleted after its record was acknowledged; interrupted, the
-    rest stays.
+    the outbox, from where the service posts it. With --to both go into a file instead, a rejected upload as its body. A
+    letter is deleted after its record was acknowledged or is on the disk; interrupted, the rest stays.
     """
     if not (everything or reason or topic or limit):
         raise click.UsageError("say which: --reason, --topic, --limit, or --all")
@@ -89,7 +89,7 @@ def requeue(  # noqa: PLR0917 - click calls it by name
             plan.tell(limit)
             return EXIT_OK
         plan.check()
-        if plan.uploads:
+        if plan.uploads and lines_path is None:
             tell_if_nobody_runs(config)
         return trio.run(partial(_requeue, state, chosen, plan, limit))
 
@@ -115,6 +115,10 @@ class _Plan:
         Raises:
             click.UsageError: it has not.
         """
+        if self.lines_path is not None and self.records and self.uploads:
+            raise click.UsageError(
+                "messages and bodies of rejected uploads do not go into one file; choose with --reason"
+            )
         topics = sorted({topic for _, topic in self.records})
         if not topics:
             return
@@ -135,7 +139,8 @@ class _Plan:
         """Say what would be done."""
         to_file = self.lines_path is not None
         way = f"to be appended to {self.lines_path}" if to_file else "to be produced to its topic"
-        for summaries, what in ((self.records, way), (self.uploads, "to be put into the outbox")):
+        way_of_uploads = way if to_file else "to be put into the outbox"
+        for summaries, what in ((self.records, way), (self.uploads, way_of_uploads)):
             for (reason, topic), summary in summaries.items():
                 letters = count(summary.rows, "dead letter", "dead letters")
                 size = f"{summary.body_bytes:,} bytes"

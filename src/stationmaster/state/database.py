@@ -5,12 +5,14 @@ Rules:
 2. Other processes (the command line) may write as well: `PRAGMA data_version` tells, and the tables read anew what
    they remember. So it is after an error of the disk: the file is asked, not memory.
 3. A full disk must not keep rows from leaving: see `stationmaster.state.reserve`.
-4. Damage that is met while running is a `StoreError` until the next start (see `stationmaster.state.opening`): rows
+4. Nothing is added to a file that was removed or replaced under its name: nobody would find it there.
+5. Damage that is met while running is a `StoreError` until the next start (see `stationmaster.state.opening`): rows
    that can still be read go on being delivered.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from contextlib import contextmanager
 from functools import partial
@@ -65,6 +67,7 @@ class Database:
     path: Path
     _connection: sqlite3.Connection
     _reserve: Reserve
+    _identity: tuple[int, int] = attrs.field(init=False)
     _tables: list[Table] = attrs.field(factory=list, init=False)
     _limiter: trio.CapacityLimiter = attrs.field(
         factory=lambda: trio.CapacityLimiter(1), init=False
@@ -74,6 +77,10 @@ class Database:
     _changes: int = attrs.field(default=0, init=False)
     _taken_changes: int = attrs.field(default=0, init=False)
     _closed: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Remember which file it is."""
+        self._identity = self._look()
 
     async def add(self, table: Table) -> None:
         """Let a table remember, from now on."""
@@ -110,6 +117,12 @@ class Database:
         with store_errors(self.path):
             if not adds:
                 return with_room(self._reserve, partial(self._attempt, job))
+            if self._look() != self._identity:
+                raise StoreError(
+                    f"{self.path} was removed or replaced while it was in use: what is written to it would be lost. "
+                    "Restart the service",
+                    kind="disk-error",
+                )
             if not self._reserve.set_aside():
                 self._shrink()
             try:
@@ -129,6 +142,13 @@ class Database:
             if primary_code(error) == sqlite3.SQLITE_IOERR:  # a commit may have come through
                 self._seen = None
             raise
+
+    def _look(self) -> tuple[int, int]:
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            return 0, 0
+        return found.st_dev, found.st_ino
 
     def _shrink(self) -> None:
         """Give the disk what the file does not need any more, and set the reserve aside from that."""

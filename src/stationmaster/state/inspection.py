@@ -29,7 +29,7 @@ import orjson
 
 from stationmaster.errors import ConfigError, StoreError
 from stationmaster.state.bounds import Tally, check_room
-from stationmaster.state.rows import Chosen, LetterRow, OutboxRow, Summary
+from stationmaster.state.rows import Chosen, LetterRow, Move, OutboxRow, Summary
 from stationmaster.state.schema import VERSION, read_version
 
 if TYPE_CHECKING:
@@ -158,39 +158,43 @@ class StateFile:
             )
             return done.rowcount
 
-    def move_to_outbox(self, seq: int, *, max_bytes: int) -> bool:
+    def move_to_outbox(self, seq: int, *, max_bytes: int) -> Move:
         """Move a rejected upload into the outbox, due now, in one transaction: it is always in one of both.
 
-        A batch that the outbox holds already is kept there as it is.
+        Not while the outbox still holds this batch: the service, which made the letter from that row, is about to
+        delete it, and would delete what was moved.
 
         Args:
             seq: of the dead letter.
             max_bytes: how much the outbox may hold.
 
         Returns:
-            Whether it was moved; not if the letter is gone, or is none of an upload.
+            What became of it; a letter that is none of an upload counts as gone.
 
         Raises:
             StoreError: the outbox has no room for it, or see the class.
         """
         with self._transaction():
-            query = "SELECT value, partition, \"offset\" FROM dead_letters WHERE seq = ? AND batch_id <> ''"
+            query = "SELECT value, partition, \"offset\", batch_id FROM dead_letters WHERE seq = ? AND batch_id <> ''"
             found = self._connection.execute(query, (seq,)).fetchone()
             if found is None or found[0] is None:
-                return False
-            body, partition, offset = found
+                return Move.GONE
+            body, partition, offset, batch_id = found
+            query = "SELECT 1 FROM outbox WHERE batch_id = ?"
+            if self._connection.execute(query, (batch_id,)).fetchone():
+                return Move.HELD
             rows, held = self._connection.execute(
                 "SELECT count(*), coalesce(sum(length(body)), 0) FROM outbox"
             ).fetchone()
             tally = Tally(rows=rows, bytes=held)
             check_room("outbox", tally, len(body), max_bytes=max_bytes)
             self._connection.execute(
-                "INSERT OR IGNORE INTO outbox (batch_id, topic, ranges, body, kept_at, last_error) "
+                "INSERT INTO outbox (batch_id, topic, ranges, body, kept_at, last_error) "
                 "SELECT batch_id, topic, ?, value, ?, detail FROM dead_letters WHERE seq = ?",
                 (_ranges(body, partition, offset), time.time(), seq),
             )
             self._connection.execute("DELETE FROM dead_letters WHERE seq = ?", (seq,))
-            return True
+            return Move.DONE
 
     # ------------------------------------------------------------------------------------------------------ steps
 

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import enum
+
 import attrs
+
+
+class Move(enum.Enum):
+    """What became of a rejected upload that was to go back into the outbox."""
+
+    DONE = enum.auto()
+    HELD = enum.auto()
+    """It stays: the outbox still holds its batch."""
+    GONE = enum.auto()
+    """There is no such letter any more."""
 
 
 @attrs.frozen(kw_only=True)
