@@ -132,7 +132,8 @@ def test_a_file_that_cannot_be_read_ends_a_replay_with_one_plain_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = str(tmp_path / "missing.jsonl")
-    arguments = ("replay", missing, "--config", "config/stationmaster.toml")
+    state = f"outbox.path={tmp_path}/state.db"
+    arguments = ("replay", missing, "--config", "config/stationmaster.toml", "--set", state)
 
     assert run_with(monkeypatch, *arguments) == EXIT_INTERNAL
     error = capsys.readouterr().err

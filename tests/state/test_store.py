@@ -290,7 +290,18 @@ async def moved_aside(path: Path) -> StateMovedAside:
     return moved
 
 
-async def test_what_is_no_database_is_moved_aside_whole(path: Path) -> None:
+async def test_a_file_that_never_was_ours_is_a_fault_and_stays_as_it_is(path: Path) -> None:
+    path.write_bytes(b"[source]\nkind = 'kafka'\n" * 100)
+    before = path.read_bytes()
+    assert "is no state file" in await faults_of(path)
+    assert path.read_bytes() == before
+
+
+async def test_a_file_of_ours_that_is_no_database_any_more_is_moved_aside_whole(
+    path: Path,
+) -> None:
+    async with open_state(path):
+        pass
     path.write_bytes(b"these are not the rows you are looking for " * 1000)
     before = path.read_bytes()
     moved = await moved_aside(path)

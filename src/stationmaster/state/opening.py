@@ -36,6 +36,7 @@ _BUSY_S: Final = 5.0
 _WAL_KEPT_BYTES: Final = 4 * 1024 * 1024
 """What the write-ahead log keeps of the disk between two checkpoints: on a full disk this is what deletes live on."""
 _SIDES: Final = ("-wal", "-shm")
+_MAGIC: Final = b"SQLite format 3\0"
 
 _FORBIDDEN: Final = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY}
 
@@ -70,6 +71,9 @@ def _open(path: Path, reserve: Reserve) -> tuple[sqlite3.Connection, StateMovedA
             if path.exists() and not path.is_file():
                 raise ConfigError([f"outbox.path: {path} is not a file; name another"])
             damage = with_room(reserve, partial(_damage, path))
+            if damage is not None and not reserve.exists and not _begins_like_sqlite(path):
+                # Never opened by us, and not even a database: a wrong path is likelier than damage.
+                raise ConfigError([f"outbox.path: {path} is no state file; name another"])
             moved = None if damage is None else _move_aside(path, damage)
             connection = with_room(reserve, partial(_connect, path))
         except PermissionError as error:
@@ -100,6 +104,13 @@ def _damage(path: Path) -> str | None:
             return str(error)
         raise
     return None if word == "ok" else str(word)
+
+
+def _begins_like_sqlite(path: Path) -> bool:
+    if not path.exists():
+        return True  # its log lies there without it
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
 
 
 def _move_aside(path: Path, reason: str) -> StateMovedAside:

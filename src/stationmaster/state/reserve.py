@@ -28,6 +28,11 @@ class Reserve:
     _path: Path
     is_whole: bool = attrs.field(default=False, init=False)
 
+    @property
+    def exists(self) -> bool:
+        """Whether the file is there, whole or given up: then the state file was opened before."""
+        return self._path.exists()
+
     def set_aside(self) -> bool:
         """Set the space aside, and tell whether it could be.
 
