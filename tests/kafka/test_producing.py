@@ -206,10 +206,10 @@ async def test_a_client_that_hangs_at_the_end_is_left_behind(
 
 
 async def test_leaving_ends_the_thread_and_the_producer(kafka_broker: KafkaBroker) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())  # another test's client may hang still
     async with open_producer(settings_for(kafka_broker.bootstrap_servers)) as producer:
-        thread = next(t for t in threading.enumerate() if t.name == "stationmaster producer")
-        assert threading.active_count() > before
+        new = set(threading.enumerate()) - before
+        [thread] = [each for each in new if each.name == "stationmaster producer"]
 
     await trio.to_thread.run_sync(thread.join, PATIENCE_S)
     assert not thread.is_alive()
