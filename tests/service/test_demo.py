@@ -58,9 +58,9 @@ async def test_an_outage_of_model_and_target_loses_nothing_and_leaves_no_trace_a
     tmp_path: Path,
 ) -> None:
     state = tmp_path / "demo"
-    async with open_part(
-        "demo", "--headless", "--batches", "340", "--seconds", "34", "--state", str(state)
-    ) as demo:
+    # Slower than a station's calls on a busy machine (0.1 s), or it could never work off the queue of its hang.
+    pace = ("--batches", "340", "--seconds", "54")
+    async with open_part("demo", "--headless", *pace, "--state", str(state)) as demo:
         await wait_uploaded(demo, 30)
         service = roles(state)["service"]["pid"]
         os.kill(roles(state)["model-server"]["pid"], signal.SIGKILL)
