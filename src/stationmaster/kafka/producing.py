@@ -88,7 +88,9 @@ class _Post:
         return Producer({**self._configuration, "error_cb": self._on_error})
 
     def _on_error(self, error: KafkaError) -> None:
-        self._trouble = error.str()
+        # That all are down says less than why the last one is; older clients tell both, in this order.
+        if error.code() != KafkaError._ALL_BROKERS_DOWN or not self._trouble:  # noqa: SLF001 (the client's public name)
+            self._trouble = error.str()
 
     def run(self) -> None:
         """Obey until stopped, then give up what is open and close."""
