@@ -263,8 +263,10 @@ async def test_the_end_of_diverting_is_told(rows: OutboxRows) -> None:
 
         nursery.start_soon(wait)
         await wait_all_tasks_blocked()
+        assert not told.is_set()
         setting.outbox.note(Accepted())
-        await told.wait()
+        await wait_all_tasks_blocked()
+        assert told.is_set()  # by that, not by the end of the longest wait
 
 
 async def test_waiting_and_putting_are_checkpoints(setting: Setting) -> None:

@@ -32,26 +32,13 @@ from stationmaster.service.shutdown import (
     EXIT_USAGE,
 )
 from stationmaster.service.state_cli import dead_letters, outbox
+from stationmaster.service.state_edge import CONFIG, SET
 from stationmaster.service.translation import check_settings
 
 if TYPE_CHECKING:
     from stationmaster.abc import Observer
     from stationmaster.service.config import Config
 
-_CONFIG = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="The configuration file (TOML).",
-)
-_SET = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="TABLE.KEY=VALUE",
-    help="Override one key of the configuration; may be given several times.",
-)
 _WITH_PARENT = click.option(
     "--end-with-parent", is_flag=True, help="Stop as if by SIGTERM when standard input ends."
 )
@@ -80,8 +67,8 @@ def command_line() -> None:
 
 
 @command_line.command()
-@_CONFIG
-@_SET
+@CONFIG
+@SET
 @_WITH_PARENT
 def run(config_path: Path, overrides: tuple[str, ...], end_with_parent: bool) -> int:
     """Run the service until SIGTERM or SIGINT, which drains; a second signal stops at once."""
@@ -91,8 +78,8 @@ def run(config_path: Path, overrides: tuple[str, ...], end_with_parent: bool) ->
 
 @command_line.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@_CONFIG
-@_SET
+@CONFIG
+@SET
 def replay(file: Path, config_path: Path, overrides: tuple[str, ...]) -> int:
     """Run the service over FILE (JSON Lines, may be .gz) instead of Kafka, to its end.
 
@@ -119,7 +106,7 @@ def replay(file: Path, config_path: Path, overrides: tuple[str, ...]) -> int:
 
 @command_line.command("check-config")
 @click.argument("file", type=click.Path(path_type=Path))
-@_SET
+@SET
 @click.option(
     "--print", "show", is_flag=True, help="Print the effective configuration, secrets hidden."
 )
