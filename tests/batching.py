@@ -66,14 +66,21 @@ class Bench:
 async def bench(embedder: ScriptedEmbedder | None = None, **policy: Any) -> AsyncIterator[Bench]:
     """Open a batcher with callers around it; leaving waits for the callers first."""
     embedder = embedder or ScriptedEmbedder()
-    observer = RecordingObserver()
+    observer = RecordingObserver(
+        detailed=policy.pop("detailed", True)
+    )  # if detailed, no caller is quick
+    count_tokens = policy.pop("count_tokens", None)
     async with open_batcher(
-        embedder, policy=policy.pop("policy", None) or BatchPolicy(**policy), observer=observer
+        embedder,
+        policy=policy.pop("policy", None) or BatchPolicy(**policy),
+        observer=observer,
+        count_tokens=count_tokens,
     ) as batcher:
         async with trio.open_nursery() as nursery:
             yield Bench(batcher, embedder, observer, nursery)
     left = batcher.statistics()
-    assert left.queued_rows == left.queued_bytes == left.rows_in_flight == left.calls_in_flight == 0
+    assert left.queued_rows == left.queued_bytes == left.queued_tokens == 0
+    assert left.rows_in_flight == left.calls_in_flight == left.busy_senders == 0
 
 
 def texts(count: int, prefix: str = "t") -> list[str]:

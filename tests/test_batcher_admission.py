@@ -9,6 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from stationmaster.batcher import BatchPolicy
 from stationmaster.batcher.callers import Single
 from stationmaster.batcher.rows import RowQueue
 from stationmaster.errors import (
@@ -184,7 +185,7 @@ async def test_a_deadline_that_calls_cannot_meet_is_refused_while_calls_are_in_f
         await b.submit("busy again")
         before = trio.current_time()
         with trio.move_on_after(0.5):
-            with pytest.raises(DeadlineUnreachableError, match="a call takes 1 s at best"):
+            with pytest.raises(DeadlineUnreachableError, match="answered in 1 s at best"):
                 await b.batcher.embed("a")
         with pytest.raises(DeadlineUnreachableError, match="the deadline is in"):
             await b.batcher.embed_many(["a", "b"], deadline=before + 0.5)
@@ -357,18 +358,46 @@ def _frames(error: BaseException) -> list[object]:
 
 
 async def test_the_queue_knows_its_oldest_and_most_urgent_rows() -> None:
-    queue = RowQueue(on_empty=lambda: None)
+    queue = RowQueue(BatchPolicy(), on_empty=lambda: None)
     assert queue.oldest == queue.earliest_due == inf
     task = trio.lowlevel.current_task()
-    callers = [
-        Single("text", 4, task, queue, float(number), 10.0 - number, 10.0 - number)
-        for number in range(3)
-    ]
-    for caller in callers:
-        queue.put(caller)
+    callers = [Single("text", task, queue) for _ in range(3)]
+    for number, caller in enumerate(callers):
+        queue.put(caller, float(number), 10.0 - number, 10.0 - number)
     assert (queue.oldest, queue.earliest_due) == (0.0, 8.0)
     for caller in (callers[2], callers[0]):
         caller(None)  # as trio does on cancellation
     assert (queue.earliest_due, queue.oldest) == (9.0, 1.0)
     assert (queue.rows, queue.size_bytes, queue.cancelled) == (1, 4, 2)
+    await trio.lowlevel.checkpoint()
+
+
+async def test_rows_that_need_no_care_are_bounded_in_rows_and_bytes_all_the_same() -> None:
+    policy = BatchPolicy(max_batch_rows=2, max_queue_rows=8, max_batch_bytes=10, max_queue_bytes=40)
+    queue = RowQueue(policy, on_empty=lambda: None)
+    task = trio.lowlevel.current_task()
+    queue.quicken(8)
+    assert (queue.free, queue.fresh_bytes) == (8, 5)
+    queue.fresh_since = 1.0
+    queue.fresh.extend(Single("five.", task, queue) for _ in range(3))
+    assert queue.rows == 3
+    assert queue.size_bytes == 15
+    assert queue.free == 5
+    queue.put(Single("x" * 10, task, queue), 2.0, 3.0, 3.0)
+    assert queue.free == 3  # of five bytes each
+    assert [queue.take().texts for _ in range(3)] == [["x" * 10], ["five."] * 2, ["five."]]
+    assert (queue.rows, queue.size_bytes, queue.oldest) == (0, 0, inf)
+    await trio.lowlevel.checkpoint()
+
+
+async def test_two_rows_that_do_not_fit_together_leave_one_by_one_though_more_wait() -> None:
+    queue = RowQueue(BatchPolicy(max_batch_rows=2, max_batch_bytes=10), on_empty=lambda: None)
+    task = trio.lowlevel.current_task()
+    for number in range(3):
+        arrived = float(number)
+        queue.put(Single("six...", task, queue), arrived, arrived + 30.0, arrived + 30.0)
+    assert [(queue.take().texts, queue.oldest) for _ in range(2)] == [
+        (["six..."], 1.0),
+        (["six..."], 2.0),
+    ]
     await trio.lowlevel.checkpoint()

@@ -21,6 +21,7 @@ from stationmaster.errors import ConfigError
 class Queue:
     rows: int = 1
     size_bytes: int = 10
+    tokens: int = 0
     oldest: float = 100.0
     earliest_due: float = 130.0
 
@@ -40,6 +41,29 @@ DEFAULT = BatchPolicy()
         pytest.param(DEFAULT, Queue(rows=32), {}, ("full", 100.0), id="rows fill a call"),
         pytest.param(
             DEFAULT, Queue(size_bytes=1 << 20), {}, ("full", 100.0), id="bytes fill a call"
+        ),
+        pytest.param(
+            BatchPolicy(max_batch_tokens=9), Queue(tokens=9), {}, ("full", 100.0), id="tokens do"
+        ),
+        pytest.param(
+            BatchPolicy(max_batch_tokens=9), Queue(tokens=8), {}, (None, 100.005), id="not yet"
+        ),
+        pytest.param(
+            BatchPolicy(min_batch_rows=3, max_batch_rows=3),
+            Queue(rows=2),
+            {"now": 100.04},
+            (None, 100.05),
+            id="a minimum that is the maximum",
+        ),
+        pytest.param(
+            BatchPolicy(min_batch_rows=3, max_batch_rows=3),
+            Queue(rows=3),
+            {},
+            ("full", 100.0),
+            id="then nothing leaves by the minimum",
+        ),
+        pytest.param(
+            BatchPolicy(hard_timeout_s=inf), Queue(), {"now": 101.0}, ("min", 101.0), id="no hard"
         ),
         pytest.param(DEFAULT, Queue(), {"idle": True}, ("idle", 100.0), id="nothing in flight"),
         pytest.param(CLASSIC, Queue(), {"idle": True}, (None, 100.25), id="idle sending is off"),

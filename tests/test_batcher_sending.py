@@ -456,9 +456,11 @@ async def test_statistics_tell_what_is_queued_in_flight_and_done(autojump_clock:
 async def test_where_calls_are_quick_callers_with_and_without_care_are_served_alike(
     autojump_clock: MockClock,
 ) -> None:
-    async with bench(ScriptedEmbedder(seconds_per_call=0.001), max_batch_rows=2) as b:
+    quick = ScriptedEmbedder(seconds_per_call=0.001)
+    async with bench(quick, max_batch_rows=2, detailed=False) as b:
         for _ in range(20):
             await b.batcher.embed("measured")
+        assert b.batcher._queue.free > 0
         for text in texts(100):
             b.nursery.start_soon(b.ask, text)
         for text in texts(20, "dated"):

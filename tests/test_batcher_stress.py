@@ -6,7 +6,10 @@ A task that is woken twice, or is woken after it was cancelled, makes trio itsel
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -59,17 +62,35 @@ def unruly(embedder: ScriptedEmbedder, dice: random.Random) -> Any:
     return step
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(
-    "policy",
-    [
-        BatchPolicy(start_estimate_s=0.001, max_queue_rows=500),
-        attrs.evolve(BatchPolicy.seed_compat(), max_wait_s=0.002, hard_timeout_s=0.004),
-        BatchPolicy(max_batch_rows=1, max_in_flight=2, start_estimate_s=0.0),
-    ],
-    ids=["default", "classic", "calls of one"],
-)
-def test_a_crowd_that_is_cancelled_at_random_never_hangs(seed: int, policy: BatchPolicy) -> None:
+POLICIES = {
+    "default": BatchPolicy(start_estimate_s=0.001, max_queue_rows=500),
+    "classic": attrs.evolve(BatchPolicy.seed_compat(), max_wait_s=0.002, hard_timeout_s=0.004),
+    "calls of one": BatchPolicy(max_batch_rows=1, max_in_flight=2, start_estimate_s=0.0),
+    "tokens, shared": BatchPolicy(
+        start_estimate_s=0.001, max_queue_rows=500, max_batch_tokens=50, share_identical=True
+    ),
+}
+
+
+@pytest.mark.parametrize("deterministic", [False, True], ids=["trio's order", "a fixed order"])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_a_crowd_that_is_cancelled_at_random_never_hangs(
+    seed: int, policy: BatchPolicy, deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if deterministic:
+        scheduler: Any = trio._core._run
+        monkeypatch.setattr(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
+        scheduler._r.seed(seed)
+    outcomes = storm(policy, seed)
+    assert outcomes.total() == 1000
+    assert outcomes["cancelled"] > 50
+    assert outcomes["answered"] > 5
+    assert len(outcomes) >= 4
+
+
+def storm(policy: BatchPolicy, seed: int) -> Counter[str]:
+    """Let a crowd ask an unruly embedder; return what became of its requests."""
     dice = random.Random(seed)
     embedder = ScriptedEmbedder()
     embedder._steps = iter(lambda: unruly(embedder, dice), None)
@@ -114,10 +135,47 @@ def test_a_crowd_that_is_cancelled_at_random_never_hangs(seed: int, policy: Batc
         assert left.calls_in_flight == left.rows_in_flight == 0
 
     run(main)
-    assert outcomes.total() == 1000
-    assert outcomes["cancelled"] > 50
-    assert outcomes["answered"] > 5
-    assert len(outcomes) >= 4
+    return outcomes
+
+
+LAWLESS = {
+    "a deadline": """
+def fail(self, make_error):
+    task = self.task
+    if task is None:
+        return 0
+    error = make_error()
+    callers.reschedule(task, callers.Failure(error))  # and the task is not cleared: it is woken again
+    return 1
+
+callers.Single.fail = fail
+""",
+    "a cancellation": """
+callers.Single.__call__ = lambda self, raise_cancel: callers.Abort.SUCCEEDED  # again, not cleared
+""",
+}
+STRESS = """
+from stationmaster.batcher import callers
+from tests.test_batcher_stress import POLICIES, storm
+{violation}
+for seed in range(20):
+    storm(POLICIES["default"], seed)
+"""
+
+
+@pytest.mark.parametrize("violation", LAWLESS.values(), ids=LAWLESS)
+def test_the_stress_finds_out_when_the_law_of_waking_is_broken(violation: str) -> None:
+    """Else it would prove nothing. In a process of its own, since trio's run loop dies of it."""
+    child = subprocess.run(
+        [sys.executable, "-c", STRESS.format(violation=violation)],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert child.returncode == 1
+    assert "TrioInternalError" in child.stderr
 
 
 def test_a_crowd_is_woken_in_slices_and_can_leave_meanwhile() -> None:
@@ -173,6 +231,9 @@ TICK = 0.02
             BatchPolicy(max_batch_rows=4, max_in_flight=2, start_estimate_s=0.01),
             attrs.evolve(BatchPolicy.seed_compat(), max_in_flight=1, max_batch_rows=5),
             BatchPolicy(max_batch_rows=2, max_in_flight=1, max_wait_s=0.0, hard_timeout_s=0.0),
+            BatchPolicy(
+                max_batch_rows=3, max_batch_tokens=20, share_identical=True, start_estimate_s=0.01
+            ),
         ]
     ),
     call_ticks=st.sampled_from([0.0, 1.0, 2.5]),

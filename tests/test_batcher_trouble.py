@@ -14,6 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from stationmaster.batcher import open_batcher
 from stationmaster.errors import (
     DeadlineExceededError,
+    DeadlineUnreachableError,
     EmbedderBusyError,
     EmbedderError,
     EmbedderRefusedError,
@@ -84,20 +85,26 @@ async def test_an_error_of_another_kind_is_wrapped(autojump_clock: MockClock) ->
     [
         ([[1.0], [2.0]], "answered 3 texts with 2 vectors"),
         ([[1.0]] * 4, "answered 3 texts with 4 vectors"),
-        (None, "answered 3 texts with NoneType, not a sequence"),
+        (None, "answered 3 texts with NoneType, not a list of vectors"),
+        ({0: [1.0], 1: [2.0], 2: [3.0]}, "answered 3 texts with dict, not a list of vectors"),
+        (([1.0] for _ in range(3)), "answered 3 texts with generator, not a list of vectors"),
     ],
-    ids=["short", "long", "nothing"],
+    ids=["short", "long", "nothing", "mapping", "generator"],
 )
-async def test_an_answer_of_the_wrong_length_gives_nobody_a_vector(
+async def test_an_answer_that_breaks_the_contract_twice_gives_nobody_a_vector(
     autojump_clock: MockClock, answer: Any, words: str
 ) -> None:
     async def wrong(texts: Sequence[str]) -> Sequence[Vector]:
         await trio.lowlevel.checkpoint()
         return answer  # type: ignore[no-any-return]
 
-    async with bench(ScriptedEmbedder(script=[wrong])) as b:
+    async with bench(ScriptedEmbedder(script=[wrong, wrong, wrong])) as b:
         with pytest.raises(ProtocolError, match=words):
             await b.batcher.embed_many(texts(3))
+        await b.submit("after")  # once wrong, then right
+    assert b.right("after")
+    assert b.reasons() == ["idle", "retry", "idle", "retry"]
+    assert [len(call) for call in b.embedder.calls] == [3, 3, 1, 1]  # not taken apart
 
 
 async def test_many_texts_fail_with_the_first_error_and_the_rest_is_taken_back(
@@ -190,7 +197,51 @@ async def test_a_server_that_refuses_everything_in_the_same_words_is_not_asked_r
         for text in texts(32):
             b.nursery.start_soon(b.ask, text)
     assert all(isinstance(b.got[text], RowRejectedError) for text in texts(32))
-    assert len(b.embedder.calls) == 1 + 5 + 5  # down to a row of one half, then to one of the other
+    # Down to a row of one half, to one of the other, and to one of the largest part that is left.
+    assert len(b.embedder.calls) == 1 + 5 + 5 + 4
+    assert b.batcher.statistics().failed_rows == 32
+
+
+@settings(max_examples=60, deadline=None)
+@given(wanted=st.lists(st.booleans(), min_size=1, max_size=8))
+def test_few_rows_are_all_asked_for_whatever_the_words(wanted: list[bool]) -> None:
+    async def refuse_some(texts: Sequence[str]) -> Sequence[Vector]:
+        await trio.lowlevel.checkpoint()
+        if any("bad" in text for text in texts):
+            raise RowRejectedError("422: too long")
+        return [embedder.vector(text) for text in texts]
+
+    embedder = ScriptedEmbedder(script=itertools.repeat(refuse_some))
+
+    async def main() -> None:
+        rows = [f"{'good' if good else 'bad'} {row}" for row, good in enumerate(wanted)]
+        async with open_batcher(embedder) as batcher:
+            results = await batcher.embed_many(rows, return_errors=True)
+        for good, text, result in zip(wanted, rows, results, strict=True):
+            assert (result == embedder.vector(text)) == good
+            assert isinstance(result, RowRejectedError) != good
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+async def test_two_guilty_rows_at_the_worst_places_of_a_full_call_do_not_condemn_it(
+    autojump_clock: MockClock,
+) -> None:
+    refusal = RowRejectedError("422: too long")
+
+    async def refuse_two(texts: Sequence[str]) -> Sequence[Vector]:
+        await trio.lowlevel.checkpoint()
+        if {"t0", "t16"} & set(texts):
+            raise refusal
+        return [b.embedder.vector(text) for text in texts]
+
+    async with bench(ScriptedEmbedder(script=itertools.repeat(refuse_two))) as b:
+        for text in texts(32):
+            b.nursery.start_soon(b.ask, text)
+    assert {text for text in texts(32) if isinstance(b.got[text], RowRejectedError)} == {
+        "t0",
+        "t16",
+    }
 
 
 async def test_two_guilty_rows_with_the_same_words_do_not_condemn_the_others(
@@ -381,7 +432,8 @@ async def test_no_pause_is_longer_than_the_patience_and_no_row_waits_longer(
         assert isinstance(b.got["a"], EmbedderBusyError)
         await b.submit("b", deadline=8.0)
         await b.submit("c")
-    assert b.at["b"] == pytest.approx(8.01)
+    assert isinstance(b.got["b"], DeadlineUnreachableError)
+    assert b.at["b"] == 0.0  # nothing will be sent before it is due
     assert b.at["c"] == 10.0
     assert b.right("c")
 

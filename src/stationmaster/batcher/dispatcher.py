@@ -9,8 +9,10 @@ Rules:
    to send after it took its rows, it summons the next one.
 2. One task, the timekeeper, owns every timer. Its alarm is only moved earlier; when it rings it is set anew. With
    nothing to wait for it sleeps for ever: an idle batcher wakes nobody.
-3. While fewer than `quick_rows` wait, an arrival is an append to the queue and nothing more: nobody is to be told, and
-   it is answered so soon (20 ms) that its ambient deadline is not looked at: reading that costs as much as a wake-up.
+3. While so few rows wait that one more is answered within 100 ms, an arrival is an append to the queue's `fresh`, and
+   its ambient deadline is not looked at (reading that costs as much as half a wake-up). It tells the dispatcher only if
+   that is `alert`: a sender is idle and not summoned, or rows are expected. Not so if requests are observed, counted in
+   tokens, or shared.
 4. State changes only between checkpoints, so nothing here needs a lock.
 """
 
@@ -24,8 +26,9 @@ from trio.lowlevel import Abort, current_task, reschedule, wait_task_rescheduled
 
 from stationmaster.batcher.cost import CostModel
 from stationmaster.batcher.courier import Courier
+from stationmaster.batcher.expiries import Expiries
 from stationmaster.batcher.policy import decide
-from stationmaster.batcher.rows import GRAIN_S, Call, Expiries, RowQueue
+from stationmaster.batcher.rows import RowQueue
 from stationmaster.errors import DeadlineExceededError
 
 if TYPE_CHECKING:
@@ -33,9 +36,11 @@ if TYPE_CHECKING:
 
     from stationmaster.abc import Embedder, Observer
     from stationmaster.batcher.callers import Caller
+    from stationmaster.batcher.calls import Call
     from stationmaster.batcher.policy import BatchPolicy, SendReason
 
-_PROMPT_S: Final = 2 * GRAIN_S  # within this time no deadline is worth the microseconds to read it
+PROMPT_S: Final = 0.1
+"""Where rows are answered within this time no ambient deadline is worth the time to read it."""
 _SHORTEST_CALL_S: Final = 1e-6
 
 
@@ -44,13 +49,13 @@ class Dispatcher:
 
     def __init__(self, embedder: Embedder, *, policy: BatchPolicy, observer: Observer) -> None:
         self._policy = policy
-        self.queue: RowQueue = RowQueue(on_empty=self._look_for_rest)
+        self.queue: RowQueue = RowQueue(policy, on_empty=self._look_for_rest)
         self.cost: CostModel = CostModel(policy.start_estimate_s)
         self.courier: Courier = Courier(
             embedder,
             queue=self.queue,
             cost=self.cost,
-            longest_pause_s=policy.patience_s,
+            policy=policy,
             observer=observer,
         )
         self.carrying: int = 0
@@ -65,9 +70,14 @@ class Dispatcher:
         self._expected_until = -inf
         self._draining = False
         self._at_rest = trio.Event()
-        self.quick_rows: int = 0
-        """With fewer rows in the queue one more needs no care (see rule 3)."""
-        self._prompt_rows = 0
+        self.alert: bool = False
+        """Arrivals are to be told to `arrived` (see rule 3)."""
+        self._may_be_quick = (
+            policy.send_when_idle
+            and policy.max_batch_tokens is None
+            and not policy.share_identical
+            and not observer.detailed
+        )
         self.expired: int = 0
         """Rows, so far, whose deadlines were kept here and passed."""
 
@@ -75,21 +85,22 @@ class Dispatcher:
 
     def arrived(self, rows: int, now: float) -> None:
         """Take note that rows were queued."""
-        if now > self._expected_until:
-            self._expected = 0
-        elif self._expected:
-            self._expected = max(self._expected - rows, 0)
-            if not self._expected:
-                self._released = (now, "expected")
+        if self._expected:
+            if now > self._expected_until:
+                self._expected = 0
+            else:
+                self._expected = max(self._expected - rows, 0)
+                if not self._expected:
+                    self._released = (now, "expected")
+            self._set_alert()
         self._ring_by(self._consider(now))
-        self._set_quick()
 
     def expect(self, rows: int) -> None:
         """Hold rows back until that many arrived, or `max_wait_s` passed."""
         now = self._clock()
         self._expected = rows + (self._expected if now <= self._expected_until else 0)
         self._expected_until = now + self._policy.max_wait_s
-        self._set_quick()
+        self._set_alert()
 
     def flush(self) -> None:
         """Let the rows that are queued now leave."""
@@ -100,7 +111,8 @@ class Dispatcher:
     def close(self) -> None:
         """Let everything leave; from now on every arrival needs care (and is refused)."""
         self._draining = True
-        self._set_quick()
+        self._may_be_quick = False
+        self.queue.quicken(0)
 
     async def drain(self, grace_s: float) -> None:
         """Close, and wait within the grace until every row has its end."""
@@ -112,11 +124,17 @@ class Dispatcher:
 
     def keep_deadline(self, deadline: float, caller: Caller) -> None:
         """Strike for a caller that no scope of its own would cancel in time."""
-        self._ring_by(self._expiries.add(caller, deadline))
+        instant = self._expiries.add(caller, deadline)
+        if instant != inf:
+            self._ring_by(instant)
 
     def drop_deadline(self, deadline: float, caller: Caller) -> None:
         """Keep it no more; fine if it struck."""
         self._expiries.discard(caller, deadline)
+
+    def paused_s(self) -> float:
+        """Return how long nothing will be sent because the model server asked to wait."""
+        return max(self.courier.paused_until - self._clock(), 0.0)
 
     # ------------------------------------------------------------------------------------------------------ the tasks
 
@@ -144,7 +162,7 @@ class Dispatcher:
                     call, reason = await self._next_call()
                     failure = await self.courier.attempt(call, reason, scope)
             await self.courier.care(call, failure)
-            del call
+            del call, failure  # an error has a traceback, and that has the call's frames
             self._rest()
 
     async def _next_call(self) -> tuple[Call, SendReason]:
@@ -156,8 +174,7 @@ class Dispatcher:
                 break
             self._ring_by(instant)
             await self._park()
-        policy = self._policy
-        call = self.queue.take(max_rows=policy.max_batch_rows, max_bytes=policy.max_batch_bytes)
+        call = self.queue.take()
         self.carrying += 1
         self._ring_by(self._consider(now))
         return call, reason  # noqa: ASYNC910 - the attempt that follows is a checkpoint
@@ -175,10 +192,10 @@ class Dispatcher:
             return Abort.SUCCEEDED
 
         self._idle.append(task)
-        self._set_quick()
+        self._set_alert()
         await wait_task_rescheduled(abort)
         self._summoned = False
-        self._set_quick()
+        self._set_alert()
 
     # --------------------------------------------------------------------------------------------------- the decision
 
@@ -208,7 +225,7 @@ class Dispatcher:
         if reason is None:
             return instant
         self._summoned = True
-        self._set_quick()
+        self._set_alert()
         reschedule(self._idle.pop())
         return inf
 
@@ -221,21 +238,20 @@ class Dispatcher:
         if self._draining and not self.carrying and not self.queue.rows:
             self._at_rest.set()
 
-    def _set_quick(self) -> None:
-        alert = self._expected or self._draining or (self._idle and not self._summoned)
-        self.quick_rows = 0 if alert else self._prompt_rows
+    def _set_alert(self) -> None:
+        self.alert = bool(self._expected or (self._idle and not self._summoned))
 
     def _measure(self) -> None:
-        """Find how many rows may wait so that one more is answered within `_PROMPT_S` at the measured pace."""
+        """Find how many rows may wait so that one more is answered within `PROMPT_S` at the measured pace."""
+        if not self._may_be_quick:
+            return
         policy = self._policy
-        call_s = self.cost.cautious(policy.max_batch_rows)
-        self._prompt_rows = 0
-        if policy.send_when_idle and self.cost.measured and call_s * 2 <= _PROMPT_S:
-            # The first round is in flight already.
-            rounds = int(_PROMPT_S / max(call_s, _SHORTEST_CALL_S)) - 1
+        rows = 0
+        if self.cost.measured:
+            call_s = max(self.cost.cautious(policy.max_batch_rows), _SHORTEST_CALL_S)
+            rounds = max(int(PROMPT_S / call_s) - 1, 0)  # the first is in flight already
             rows = rounds * policy.max_batch_rows * policy.max_in_flight
-            self._prompt_rows = min(rows, policy.max_queue_rows)
-        self._set_quick()
+        self.queue.quicken(min(rows, policy.max_queue_rows))
 
 
 def _expired() -> DeadlineExceededError:

@@ -4,7 +4,7 @@ All times are on trio's clock, in seconds. The age of a queue is the waiting tim
 
     no free sender -> nothing is sent; rows keep arriving into the batch that leaves next
     free sender    -> send if any of (the first that holds names the call)
-       FULL       rows >= max_batch_rows or bytes >= max_batch_bytes
+       FULL       rows >= max_batch_rows, bytes >= max_batch_bytes or tokens >= max_batch_tokens
        DRAIN      the batcher is closing
        FLUSH      somebody asked, and rows of that moment still wait
        EXPECTED   the announced rows are all here (while they are awaited, IDLE and MIN hold back)
@@ -39,6 +39,7 @@ _COUNTS: Final = (
     "max_batch_rows",
     "min_batch_rows",
     "max_batch_bytes",
+    "max_batch_tokens",
     "max_queue_rows",
     "max_queue_bytes",
     "max_in_flight",
@@ -82,6 +83,9 @@ class BatchPolicy:
     """Send what is there when nothing is in flight."""
     max_batch_bytes: int = 1 << 20
     """Text of one call; a single longer text is refused. Servers commonly refuse bodies beyond 2 MB."""
+    max_batch_tokens: int | None = None
+    """Tokens of one call, as `open_batcher`'s `count_tokens` counts them; a single longer text is refused. None: any
+    number, and nothing is counted."""
     max_queue_rows: int = 1024
     """Rows that may wait; more are refused."""
     max_queue_bytes: int = 64 << 20
@@ -98,10 +102,16 @@ class BatchPolicy:
     """A row without a nearer deadline counts as due this long after its arrival: for its rank in the queue (so nobody
     overtakes it for ever), for LATEST, and for trying again. Also the longest pause that a server may ask for."""
 
+    share_identical: bool = False
+    """Send texts that are equal once: those of one call, and that of an `embed` while its text is in flight. All who
+    asked get the same vector object."""
+
     def __attrs_post_init__(self) -> None:
         faults: list[str] = []
         for name in _COUNTS:
             value = getattr(self, name)
+            if name == "max_batch_tokens" and value is None:
+                continue
             if type(value) is not int or value < 1:
                 faults.append(f"{name}: must be a whole number of at least 1, not {value!r}")
         for name in _DURATIONS:
@@ -148,6 +158,11 @@ class Waiting(Protocol):
         ...
 
     @property
+    def tokens(self) -> int:
+        """How many tokens, if they are counted."""
+        ...
+
+    @property
     def oldest(self) -> float:
         """Arrival of the oldest."""
         ...
@@ -184,21 +199,33 @@ def decide(
     Returns:
         The reason and `now`, or None and the instant (maybe infinity) at which a rule will fire if nothing happens.
     """
-    if queue.rows >= policy.max_batch_rows or queue.size_bytes >= policy.max_batch_bytes:
+    rows = queue.rows
+    if (
+        rows >= policy.max_batch_rows
+        or queue.size_bytes >= policy.max_batch_bytes
+        or (policy.max_batch_tokens is not None and queue.tokens >= policy.max_batch_tokens)
+    ):
         return "full", now
     if draining:
         return "drain", now
-    if queue.oldest <= released[0]:
+    oldest = queue.oldest
+    if oldest <= released[0]:
         return released[1], now
-    instants: list[tuple[float, SendReason]] = []
+    wake_at = math.inf
     if idle and policy.send_when_idle:
-        instants.append((held_until, "idle"))
-    if queue.rows >= policy.min_batch_rows:
-        instants.append((max(queue.oldest + policy.max_wait_s, held_until), "min"))
-    instants.append((queue.oldest + policy.hard_timeout_s, "hard"))
-    latest = queue.earliest_due - cost.cautious(queue.rows) - policy.margin_s
-    instants.append((latest, "latest"))
-    for instant, reason in instants:
+        if held_until <= now:
+            return "idle", now
+        wake_at = held_until
+    if rows >= policy.min_batch_rows:
+        instant = max(oldest + policy.max_wait_s, held_until)
         if instant <= now:
-            return reason, now
-    return None, min(instants)[0]
+            return "min", now
+        wake_at = min(wake_at, instant)
+    instant = oldest + policy.hard_timeout_s
+    if instant <= now:
+        return "hard", now
+    wake_at = min(wake_at, instant)
+    instant = queue.earliest_due - cost.cautious(rows) - policy.margin_s
+    if instant <= now:
+        return "latest", now
+    return None, min(wake_at, instant)

@@ -1,11 +1,13 @@
-"""Rows that wait and rows that travel: the queue, the calls, and the deadlines that the batcher keeps.
+"""Rows that wait for a call. Nothing here waits or wakes; who may put what is the admission's business.
 
 Rules:
 1. The queue is sorted by rank at all times, equal ranks by arrival. Ranks nearly always come in order (equal deadlines,
    or none), then putting is an append; else it is a binary search and an insert, which a bounded queue can afford.
-2. `rows` and `size_bytes` count live entries only. Dead ones are dropped when they are met, and all at once when they
-   outnumber the live: cancelling is O(1) over time and a crowd that comes and goes cannot fill the memory.
-3. The last caller that leaves a call in flight cancels it.
+2. `rows`, `size_bytes` and `tokens` count live entries only. Dead ones are dropped when they are met, and all at once
+   when they outnumber the live: cancelling is O(1) over time and a crowd that comes and goes cannot fill the memory.
+3. While `len(fresh) < free`, a caller with one text and no deadline may append itself to `fresh`, and nothing more. The
+   first also notes the time. Whoever looks at the queue settles them first: then all of them get that time and join
+   the order behind everybody (nobody ranks behind a row that came later without a deadline).
 """
 
 from __future__ import annotations
@@ -16,249 +18,313 @@ from math import inf
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
-from stationmaster.batcher.callers import Segment, Single
+from stationmaster.batcher.bulks import Segment
+from stationmaster.batcher.callers import Single, size_of
+from stationmaster.batcher.calls import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    import trio
+    from collections.abc import Callable, Iterator
 
     from stationmaster.batcher.callers import Caller, Entry
+    from stationmaster.batcher.policy import BatchPolicy
 
 _TOMBSTONES: Final = 64  # dead entries that are tolerated in any case
-GRAIN_S: Final = 0.01
-"""Of the deadlines kept here: so late they may strike."""
 
 _by_rank = attrgetter("rank")
-
-
-class Call:
-    """Rows that travel together."""
-
-    __slots__ = ("answered", "live", "oldest", "parts", "rows", "scope", "started", "texts")
-
-    def __init__(self, parts: list[Entry], texts: list[str], *, oldest: float) -> None:
-        self.parts: list[Entry] = parts
-        self.texts: list[str] = texts
-        self.rows: int = len(texts)
-        self.live: int = len(parts)
-        """Parts whose callers wait."""
-        self.oldest: float = oldest
-        """Arrival of its oldest row."""
-        self.answered: bool = False
-        self.scope: trio.CancelScope | None = None
-        """While it is in flight."""
-        self.started: float = oldest
-        """When it was sent, last."""
-        for part in parts:
-            part.call = self
-
-    def leave(self) -> None:
-        """One part fewer is wanted."""
-        self.live -= 1
-        if not self.live and self.scope is not None:
-            self.scope.cancel()
-
-    def prune(self) -> None:
-        """Drop what nobody waits for any more."""
-        self._load([part for part in self.parts if part.task is not None])
-
-    def fail_late(self, instant: float, make_error: Callable[[], Exception]) -> int:
-        """Fail the parts that are due before this instant, and drop what nobody waits for.
-
-        Returns:
-            How many rows failed.
-        """
-        failed = sum(part.fail(make_error) for part in self.parts if part.due < instant)
-        self._load([part for part in self.parts if part.due >= instant and part.task is not None])
-        return failed
-
-    def split(self) -> Call:
-        """Split off the first half of the rows."""
-        room = self.rows // 2
-        half: list[Entry] = []
-        rest = deque(self.parts)
-        while room:
-            part = rest.popleft()
-            if isinstance(part, Segment) and part.rows > room:
-                rest.appendleft(part)
-                part = part.cut(room)
-            half.append(part)
-            room -= part.rows
-        self._load(list(rest))
-        return Call(half, _texts(half), oldest=self.oldest)
-
-    def _load(self, parts: list[Entry]) -> None:
-        self.parts = parts
-        self.texts = _texts(parts)
-        self.rows = len(self.texts)
-        self.live = len(parts)
-
-
-def _texts(parts: list[Entry]) -> list[str]:
-    return [text for part in parts for text in part.texts()]
+_arrival = attrgetter("arrived")
 
 
 class RowQueue:
-    """Rows that wait for a call. Nothing here waits or wakes; the bounds are the owner's business."""
+    """Rows that wait for a call."""
 
     __slots__ = (
         "_dead",
         "_earliest_due",
         "_entries",
+        "_in_order",
         "_oldest",
         "_on_empty",
+        "_policy",
+        "_quick_rows",
+        "_rows",
+        "_segments",
+        "_size_bytes",
         "_stale",
+        "_tokens",
         "cancelled",
-        "rows",
-        "size_bytes",
+        "free",
+        "fresh",
+        "fresh_bytes",
+        "fresh_since",
+        "home",
     )
 
-    def __init__(self, *, on_empty: Callable[[], None]) -> None:
-        self._entries: deque[Entry] = deque()
+    def __init__(self, policy: BatchPolicy, *, on_empty: Callable[[], None]) -> None:
+        self._policy = policy
         self._on_empty = on_empty
         """Called when a leaving caller leaves the queue empty."""
-        self.rows: int = 0
-        """Live rows."""
-        self.size_bytes: int = 0
-        """Their text."""
+        self.home: RowQueue = self
         self.cancelled: int = 0
         """Rows whose callers were cancelled, here or in a call."""
+        self.fresh: list[Single] = []
+        """See rule 3; always the same list."""
+        self.fresh_since: float = inf
+        """When the first of them came."""
+        self.fresh_bytes: int = max(
+            min(policy.max_batch_bytes, policy.max_queue_bytes // policy.max_queue_rows), 1
+        )
+        """The longest text that may come this way: as many as there is room for must fit."""
+        self.free: int = 0
+        """How many of them there may be."""
+        self._quick_rows = 0
+        self._entries: deque[Entry] = deque()
+        self._rows = 0
+        self._size_bytes = 0
+        self._tokens = 0
+        self._segments = 0
+        """Entries that are segments, dead ones too."""
         self._dead = 0
         self._oldest = inf
         self._earliest_due = inf
         self._stale = False  # the two above are to be computed anew
+        self._in_order = True  # for sure: the first row is the oldest and the most urgent
 
     def __iter__(self) -> Iterator[Entry]:
         """Iterate over a snapshot of the live entries, in order."""
+        self._settle()
         return iter([entry for entry in self._entries if entry.task is not None])
+
+    @property
+    def rows(self) -> int:
+        """Live rows."""
+        return self._rows + len(self.fresh)
+
+    @property
+    def size_bytes(self) -> int:
+        """Their text."""
+        self._settle()
+        return self._size_bytes
+
+    @property
+    def tokens(self) -> int:
+        """Their tokens, if they are counted."""
+        return self._tokens
 
     @property
     def oldest(self) -> float:
         """Arrival of the oldest row; infinity if there is none."""
-        if self._stale:
-            self._look()
+        self._look()
         return self._oldest
 
     @property
     def earliest_due(self) -> float:
         """When the most urgent row is due; infinity if there is none."""
-        if self._stale:
-            self._look()
+        self._look()
         return self._earliest_due
 
-    def put(self, entry: Entry) -> None:
+    def ahead_of(self, rank: float) -> int:
+        """Count the rows before a new one with that rank, if they are all that there are; else say 0."""
+        self._settle()
+        return self._rows if not self._entries or rank >= self._entries[-1].rank else 0
+
+    def quicken(self, rows: int) -> None:
+        """Let callers append themselves to `fresh` while fewer rows than that wait."""
+        if rows != self._quick_rows:
+            self._settle()
+            self._quick_rows = rows
+            self._set_free()
+
+    def put(self, entry: Entry, arrived: float, due: float, rank: float) -> None:
         """Queue an entry behind those of its rank."""
-        if entry.arrived < self._oldest:  # noqa: PLR1730 - `min` is ten times as dear, here and below
-            self._oldest = entry.arrived
-        if entry.due < self._earliest_due:  # noqa: PLR1730
-            self._earliest_due = entry.due
+        self._settle()
+        entry.arrived = arrived
+        entry.due = due
+        entry.rank = rank
+        self._oldest = min(self._oldest, arrived)
+        self._earliest_due = min(self._earliest_due, due)
         entries = self._entries
-        if entries and entry.rank < entries[-1].rank:
+        if entries and rank < entries[-1].rank:
             insort_right(entries, entry, key=_by_rank)
+            self._in_order = False
         else:
             entries.append(entry)
-        self.rows += entry.rows
-        self.size_bytes += entry.size_bytes
+        if rank < due:
+            self._in_order = False
+        self._count(entry)
+        self._set_free()
 
     def put_back(self, call: Call) -> None:
         """Queue the parts of a pruned call again, before those of their ranks, with the age they have."""
+        self._settle()
         for part in reversed(call.parts):
-            part.call = None
+            part.place = self
             insort_left(self._entries, part, key=_by_rank)
-            self.rows += part.rows
-            self.size_bytes += part.size_bytes
+            self._count(part)
         self._stale = True
+        self._in_order = False
+        self._set_free()
 
-    def take(self, *, max_rows: int, max_bytes: int) -> Call:
-        """Take the next rows, in order, as many as fit. There is at least one; the first always fits.
+    def take(self) -> Call:
+        """Take the next rows, in order, as many as fit into a call. There is at least one; the first always fits.
 
         What does not fit stays where it is and heads the next call.
         """
+        self._settle()
+        call = self._take_singles() or self._take_mixed()
+        self._set_free()
+        return call
+
+    def withdraw(self, caller: Caller) -> None:
+        """Count a caller's entries no more, here or in their calls: nobody waits for them."""
+        self._settle()
+        for entry in caller.entries():
+            if isinstance(entry.place, Call):
+                entry.place.leave()
+            else:
+                self._discount(entry)
+                self._dead += 1
+        caller.release()
+        self._stale = True
+        self._set_free()
+        if self._dead > _TOMBSTONES and self._dead * 2 > len(self._entries):
+            self._entries = deque(self)
+            self._segments = sum(isinstance(entry, Segment) for entry in self._entries)
+            self._dead = 0
+        if not self._rows:
+            self._on_empty()
+
+    def _take_singles(self) -> Call | None:
+        """Take rows of which nothing needs to be known: the quick way. None if there is something to be known."""
+        policy = self._policy
         entries = self._entries
+        if self._dead or self._segments or self._tokens or policy.share_identical:
+            return None
+        everything = len(entries) <= policy.max_batch_rows
+        if everything:
+            if self._size_bytes > policy.max_batch_bytes:
+                return None
+            oldest = self.oldest
+            parts = list(entries)
+            texts = [part.text for part in parts]  # type: ignore[union-attr]  # there are no segments
+            entries.clear()
+            self._rows = self._size_bytes = 0
+            self._oldest = self._earliest_due = inf
+            self._stale = False
+            self._in_order = True
+        else:
+            parts = [entries.popleft() for _ in range(policy.max_batch_rows)]
+            texts = [part.text for part in parts]  # type: ignore[union-attr]
+            size_bytes = size_of("".join(texts))
+            if size_bytes > policy.max_batch_bytes:
+                entries.extendleft(reversed(parts))
+                return None
+            self._rows -= len(parts)
+            self._size_bytes -= size_bytes
+            if self._in_order:
+                oldest = parts[0].arrived
+                first = entries[0]
+                self._oldest, self._earliest_due = first.arrived, first.due
+            else:
+                oldest = min(map(_arrival, parts))
+                self._stale = True
+        return Call(parts, texts, home=self, oldest=oldest, share=False)
+
+    def _take_mixed(self) -> Call:
+        policy = self._policy
+        entries = self._entries
+        share = policy.share_identical
         parts: list[Entry] = []
         texts: list[str] = []
+        different: set[str] = set()
         oldest = inf
-        room = max_bytes
-        while entries and len(texts) < max_rows:
+        rows = policy.max_batch_rows
+        size_bytes = policy.max_batch_bytes
+        tokens = inf if policy.max_batch_tokens is None else policy.max_batch_tokens
+        while entries and rows > 0:
             entry = entries.popleft()
             if entry.task is None:
-                self._dead -= 1
+                self._forget(entry)
                 continue
             if isinstance(entry, Single):
-                if entry.size_bytes > room:
+                if share and entry.text in different:
+                    self._discount(entry)
+                    parts.append(entry)
+                    texts.append(entry.text)
+                    oldest = min(oldest, entry.arrived)
+                    continue
+                if entry.size_bytes > size_bytes or entry.tokens > tokens:
                     entries.appendleft(entry)
                     break
                 texts.append(entry.text)
             else:
-                fitting = entry.fitting(rows=max_rows - len(texts), size_bytes=room)
+                fitting = entry.fitting(rows=rows, size_bytes=size_bytes, tokens=tokens)
                 if fitting < entry.rows:
                     entries.appendleft(entry)
                     if not fitting:
                         break
                     entry = entry.cut(fitting)
+                else:
+                    self._segments -= 1
                 texts += entry.texts()
+            if share:
+                different.update(entry.texts())
             parts.append(entry)
-            room -= entry.size_bytes
-            if entry.arrived < oldest:  # noqa: PLR1730
-                oldest = entry.arrived
-        self.rows -= len(texts)
-        self.size_bytes -= max_bytes - room
+            self._discount(entry)
+            rows -= entry.rows
+            size_bytes -= entry.size_bytes
+            tokens -= entry.tokens
+            oldest = min(oldest, entry.arrived)
         self._stale = True
-        return Call(parts, texts, oldest=oldest)
+        return Call(parts, texts, home=self, oldest=oldest, share=share)
 
-    def withdraw(self, caller: Caller) -> None:
-        """Count a caller's entries no more, here or in their calls: nobody waits for them."""
-        for entry in caller.entries():
-            if entry.call is None:
-                self.rows -= entry.rows
-                self.size_bytes -= entry.size_bytes
-                self._dead += 1
-            else:
-                entry.call.leave()
-        caller.release()
-        self._stale = True
-        if self._dead > _TOMBSTONES and self._dead * 2 > len(self._entries):
-            self._entries = deque(self)
-            self._dead = 0
-        if not self.rows:
-            self._on_empty()
+    def _settle(self) -> None:
+        """Put the fresh in their order (rule 3)."""
+        fresh = self.fresh
+        if not fresh:
+            return
+        since = self.fresh_since
+        due = since + self._policy.patience_s
+        for single in fresh:
+            single.arrived = since
+            single.due = single.rank = due
+        self._entries.extend(fresh)
+        self._rows += len(fresh)
+        self._size_bytes += size_of("".join([single.text for single in fresh]))
+        fresh.clear()
+        self._oldest = min(self._oldest, since)
+        self._earliest_due = min(self._earliest_due, due)
+        self._set_free()
+
+    def _set_free(self) -> None:
+        free = self._quick_rows - self._rows
+        if free > 0:
+            spare = (self._policy.max_queue_bytes - self._size_bytes) // self.fresh_bytes
+            if spare < free:  # noqa: PLR1730 - `min` is ten times as dear, here and below
+                free = spare
+        self.free = free
+
+    def _count(self, entry: Entry) -> None:
+        self._rows += entry.rows
+        self._size_bytes += entry.size_bytes
+        self._tokens += entry.tokens
+        if isinstance(entry, Segment):
+            self._segments += 1
+
+    def _discount(self, entry: Entry) -> None:
+        self._rows -= entry.rows
+        self._size_bytes -= entry.size_bytes
+        self._tokens -= entry.tokens
+
+    def _forget(self, entry: Entry) -> None:
+        """Drop a dead entry."""
+        self._dead -= 1
+        if isinstance(entry, Segment):
+            self._segments -= 1
 
     def _look(self) -> None:
-        live = list(self)
-        self._oldest = min((entry.arrived for entry in live), default=inf)
-        self._earliest_due = min((entry.due for entry in live), default=inf)
-        self._stale = False
-
-
-class Expiries:
-    """Deadlines that no scope of the caller keeps, in buckets: each strikes at most 10 ms late, and costs no scope."""
-
-    __slots__ = ("_buckets",)
-
-    def __init__(self) -> None:
-        self._buckets: dict[int, dict[Caller, None]] = {}
-
-    def add(self, caller: Caller, deadline: float) -> float:
-        """Keep a caller's deadline; return the instant at which it will strike."""
-        key = int(deadline / GRAIN_S) + 1
-        self._buckets.setdefault(key, {})[caller] = None
-        return key * GRAIN_S
-
-    def discard(self, caller: Caller, deadline: float) -> None:
-        """Keep it no more; fine if it struck."""
-        key = int(deadline / GRAIN_S) + 1
-        bucket = self._buckets.get(key)
-        if bucket is not None:
-            bucket.pop(caller, None)
-            if not bucket:
-                del self._buckets[key]
-
-    def next(self) -> float:
-        """Return the next instant at which a deadline strikes; infinity if none is kept."""
-        return min(self._buckets, default=inf) * GRAIN_S
-
-    def pop(self, now: float) -> Sequence[Caller]:
-        """Take the callers whose instant has come, earliest bucket first."""
-        due = sorted(key for key in self._buckets if key * GRAIN_S <= now)
-        return [caller for key in due for caller in self._buckets.pop(key)]
+        self._settle()
+        if self._stale:
+            live = list(self)
+            self._oldest = min([entry.arrived for entry in live], default=inf)
+            self._earliest_due = min([entry.due for entry in live], default=inf)
+            self._stale = False
