@@ -11,7 +11,8 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stationmaster.embeddings import _decoded, open_openai_embedder, read_vectors
+from stationmaster.embeddings import open_openai_embedder
+from stationmaster.embeddings.answers import _decoded, read_openai_answer
 from stationmaster.errors import (
     EmbedderBusyError,
     EmbedderRefusedError,
@@ -253,7 +254,7 @@ async def test_trouble_is_a_typed_error_and_harms_no_later_call(
         with pytest.raises(error, match=words) as caught:
             await embedder.embed(["a"])
         assert len(str(caught.value)) < 500
-        embedder._client._timeout_s = 5.0
+        embedder._server._client._timeout_s = 5.0
         assert list((await embedder.embed(["a"]))[0]) == [1.0, 2.0]
 
 
@@ -267,7 +268,7 @@ async def test_an_absent_server_is_unavailable() -> None:
 
 
 def read(body: bytes, count: int, dimensions: int | None = None) -> list[list[float]]:
-    return [list(vector) for vector in read_vectors(body, count=count, dimensions=dimensions)]
+    return [list(vector) for vector in read_openai_answer(body, count=count, dimensions=dimensions)]
 
 
 @pytest.mark.parametrize("vectors", [([1.0, 2.0], [3.0, 4.0]), (packed(1, 2), packed(3, 4))])
@@ -276,7 +277,7 @@ def test_lists_and_base64_are_understood(vectors: Sequence[Any]) -> None:
 
 
 def test_base64_becomes_a_buffer_of_float32() -> None:
-    [vector] = read_vectors(form(packed(0.1, -2)), count=1, dimensions=2)
+    [vector] = read_openai_answer(form(packed(0.1, -2)), count=1, dimensions=2)
     assert isinstance(vector, memoryview)
     assert (vector.format, vector.nbytes, vector.readonly) == ("f", 8, True)
 

@@ -324,13 +324,18 @@ def check_url(url: str) -> None:
     """
     try:
         parsed = httpx.URL(url)
-    except (httpx.InvalidURL, TypeError) as error:
+        host = parsed.host
+        # Looking it up does the same, where nobody maps the error.
+        parsed.raw_host.decode().encode("idna")
+    except (httpx.InvalidURL, TypeError, UnicodeError) as error:
+        if isinstance(url, str) and "@" in url:
+            raise ValueError("not a URL") from None  # the words may quote a piece of a password
         raise ValueError(f"not a URL: {error}") from None
     if parsed.userinfo:
         raise ValueError(
-            f"the URL for {parsed.host} holds a user or a password: they would be shown; use a token"
+            f"the URL for {host} holds a user or a password: they would be shown; use a token"
         )
-    if parsed.scheme not in {"http", "https"} or not parsed.host or parsed.fragment:
+    if parsed.scheme not in {"http", "https"} or not host or parsed.fragment:
         raise ValueError(
             f"{url.partition('?')[0]!r} is not of the form http://host/path or https://host/path"
         )

@@ -63,7 +63,7 @@ def error_text(body: bytes, *, secret: str | None = None) -> str:
             if isinstance(words, dict) and words.get(name):
                 words = words[name]
         text = words if isinstance(words, str) else orjson.dumps(words).decode()
-    except orjson.JSONDecodeError:
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):  # more nesting than it writes: 254
         text = body.decode("utf-8", "backslashreplace")
     text = hide(text, secret).strip()[:ERROR_TEXT_CHARS]
     shown = "".join(

@@ -1,10 +1,10 @@
-"""What every embedder must do. Each case runs against each one: that for tests, and the real client over a socket."""
+"""What every embedder must do. Each case runs against each one: that for tests, and the real ones over sockets."""
 
 from __future__ import annotations
 
 import base64
 import struct
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -14,7 +14,12 @@ import pytest
 import trio
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
-from stationmaster.embeddings import open_openai_embedder
+from stationmaster.embeddings import (
+    Endpoints,
+    open_endpoints,
+    open_openai_embedder,
+    open_tei_embedder,
+)
 from stationmaster.errors import (
     EmbedderBusyError,
     EmbedderError,
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from stationmaster.abc import Embedder
+    from stationmaster.embeddings import EndpointStatistics
 
 DIMENSIONS = 4
 vector_of = ScriptedEmbedder(dimensions=DIMENSIONS).vector
@@ -47,6 +53,9 @@ class Model(Protocol):
     async def reached(self, calls: int) -> None:
         """Wait until so many calls arrived."""
 
+    async def rested(self) -> None:
+        """Wait until it may be asked again after a failure."""
+
 
 @attrs.frozen
 class InMemory:
@@ -60,17 +69,49 @@ class InMemory:
         await wait_all_tasks_blocked()
         assert len(self.embedder.calls) == calls
 
+    async def rested(self) -> None:
+        pass
+
 
 @attrs.frozen
 class OverHttp:
     embedder: Embedder
     server: ScriptedServer
+    earlier: int = 0
+    """Requests before the first call."""
 
     def will(self, *steps: EmbedderError | Literal["hang"]) -> None:
         self.server.script.extend(map(_reply, steps))
 
     async def reached(self, calls: int) -> None:
-        await self.server.requests.wait_value(calls)
+        await self.server.requests.wait_value(self.earlier + calls)
+
+    async def rested(self) -> None:
+        pass
+
+
+@attrs.frozen
+class OverEndpoints:
+    """Several servers with one script, in which each call finds what its failure meets elsewhere too."""
+
+    embedder: Endpoints
+    servers: Sequence[ScriptedServer]
+
+    def will(self, *steps: EmbedderError | Literal["hang"]) -> None:
+        for step in steps:
+            is_final = step == "hang" or isinstance(step, RowRejectedError)
+            times = 1 if is_final else len(self.servers)
+            self.servers[0].script.extend([_reply(step)] * times)
+
+    async def reached(self, calls: int) -> None:
+        await self.servers[0].requests.wait_value(calls)
+
+    async def rested(self) -> None:
+        await trio.sleep(max(map(_shut_s, self.embedder.statistics())))
+
+
+def _shut_s(endpoint: EndpointStatistics) -> float:
+    return max(endpoint.open_s, endpoint.paused_s)
 
 
 def _reply(step: EmbedderError | Literal["hang"]) -> Reply:
@@ -101,7 +142,11 @@ async def in_memory() -> AsyncIterator[Model]:
 
 def _embed(seen: Seen) -> Reply:
     """Answer like a model server that is done with the last text first."""
+    if seen.target == "/info":
+        return Reply(body=b'{"max_client_batch_size": 7}')
     form = orjson.loads(seen.body)
+    if seen.target == "/embed":
+        return Reply(body=orjson.dumps([vector_of(text) for text in form["inputs"]]))
     rows = []
     for index, text in enumerate(form["input"]):
         vector: object = vector_of(text)
@@ -120,9 +165,38 @@ async def over_http(encoding: Literal["base64", "float"]) -> AsyncIterator[Model
             yield OverHttp(embedder, server)
 
 
+@asynccontextmanager
+async def over_tei() -> AsyncIterator[Model]:
+    async with open_server(_embed) as server:
+        async with open_tei_embedder(server.url, connections=2) as embedder:
+            await embedder.learn()
+            yield OverHttp(embedder, server, earlier=1)
+
+
+@asynccontextmanager
+async def over_endpoints(count: int) -> AsyncIterator[Model]:
+    async with AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(open_server(_embed)) for _ in range(count)]
+        for server in servers[1:]:
+            server.script = servers[0].script
+            server.requests = servers[0].requests
+        urls = [server.url for server in servers]
+        async with open_endpoints(
+            urls, model="m", max_in_flight=2, breaker_probe_s=0.01
+        ) as endpoints:
+            yield OverEndpoints(endpoints, servers)
+
+
 @pytest.fixture(
-    params=[in_memory, partial(over_http, "base64"), partial(over_http, "float")],
-    ids=["scripted", "openai base64", "openai float"],
+    params=[
+        in_memory,
+        partial(over_http, "base64"),
+        partial(over_http, "float"),
+        over_tei,
+        partial(over_endpoints, 1),
+        partial(over_endpoints, 3),
+    ],
+    ids=["scripted", "openai base64", "openai float", "tei", "one endpoint", "three endpoints"],
 )
 async def model(request: pytest.FixtureRequest) -> AsyncIterator[Model]:
     with trio.fail_after(10):
@@ -166,7 +240,7 @@ async def test_several_tasks_ask_at_once_and_each_gets_its_own(model: Model) -> 
     "error",
     [
         RowRejectedError("text too long"),
-        EmbedderBusyError("come back", retry_after_s=2.5),
+        EmbedderBusyError("come back", retry_after_s=0.05),
         EmbedderRefusedError("no such key"),
         EmbedderUnavailableError("out of memory"),
         ProtocolError("<html>"),
@@ -180,7 +254,8 @@ async def test_a_failed_call_is_a_typed_error_with_the_servers_words(
     with pytest.raises(type(error), match=str(error)) as caught:
         await model.embedder.embed(["a", "b"])
     if isinstance(error, EmbedderBusyError):
-        assert caught.value.retry_after_s == 2.5  # type: ignore[attr-defined]
+        assert 0 <= caught.value.retry_after_s <= 0.05  # type: ignore[attr-defined]
+    await model.rested()
     await check(model, ["a", "b"])
 
 

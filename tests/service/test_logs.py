@@ -398,6 +398,46 @@ TOLD: list[tuple[events.Event, dict[str, object]]] = [
         events.CallAbandoned(rows=4, seconds=0.5),
         {"level": "debug", "event": "batcher: call abandoned", "rows": 4, "seconds": 0.5},
     ),
+    (
+        events.CallRerouted(rows=4, endpoint="http://a", to="http://b", error=ProtocolError("odd")),
+        {
+            "level": "warning",
+            "event": "model server failed: its call goes to another",
+            "endpoint": "http://a",
+            "to": "http://b",
+            "rows": 4,
+            "error": "ProtocolError: odd",
+        },
+    ),
+    (
+        events.EndpointPaused(endpoint="http://a", pause_s=2.5, reason="429: wait"),
+        {
+            "level": "warning",
+            "event": "model server asks to wait",
+            "endpoint": "http://a",
+            "pause_s": 2.5,
+            "reason": "429: wait",
+        },
+    ),
+    (
+        events.EndpointOpened(endpoint="http://a", failures=3, reason="connection refused"),
+        {
+            "level": "error",
+            "event": "model server down: no call goes there until a probe works",
+            "endpoint": "http://a",
+            "failures": 3,
+            "reason": "connection refused",
+        },
+    ),
+    (
+        events.EndpointClosed(endpoint="http://a", open_s=12.5),
+        {
+            "level": "info",
+            "event": "model server works again",
+            "endpoint": "http://a",
+            "down_s": 12.5,
+        },
+    ),
 ]
 
 
@@ -503,6 +543,10 @@ def test_repeated_errors_are_told_once_a_minute_with_the_number_left_out() -> No
 @pytest.mark.parametrize(
     ("one", "other"),
     [
+        (
+            events.EndpointPaused(endpoint="http://a", pause_s=1.0, reason="429"),
+            events.EndpointPaused(endpoint="http://b", pause_s=1.0, reason="429"),
+        ),
         (
             events.CallFailed(rows=1, seconds=0.0, error=EmbedderBusyError("wait")),
             events.CallFailed(rows=1, seconds=0.0, error=ProtocolError("odd")),

@@ -19,8 +19,8 @@ import structlog
 import trio
 
 from stationmaster.batch import ClosedBy, Outcome
-from stationmaster.batcher import Batcher, BatchPolicy, open_batcher
-from stationmaster.embeddings import open_openai_embedder
+from stationmaster.batcher import open_batcher
+from stationmaster.embeddings import open_endpoints
 from stationmaster.errors import plain_errors
 from stationmaster.events import (
     BatchClosed,
@@ -38,7 +38,7 @@ from stationmaster.kafka import open_kafka_dead_letters, open_kafka_source
 from stationmaster.pipeline import Pipeline, open_pipeline
 from stationmaster.service.handler_loading import open_handler
 from stationmaster.service.shutdown import EXIT_CUT_SHORT, EXIT_OK, Shutdown
-from stationmaster.service.translation import kafka_settings, pipeline_settings
+from stationmaster.service.translation import batch_policy, kafka_settings, pipeline_settings
 from stationmaster.sinks import open_http_sink
 from stationmaster.state import open_outbox, open_state
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from stationmaster.abc import DeadLetters, Observer, Source
+    from stationmaster.batcher import Batcher
     from stationmaster.events import Event
     from stationmaster.service.config import Config
     from stationmaster.service.config_rules import Secret
@@ -214,19 +215,25 @@ async def _enter_batcher(
     if settings is None:
         await trio.lowlevel.checkpoint()
         return None
-    embedder = await rings.enter_async_context(
-        open_openai_embedder(
-            settings.urls[0],
+    endpoints = await rings.enter_async_context(
+        open_endpoints(
+            settings.urls,
             model=settings.model,
+            api=settings.api,
             key=_reveal(settings.key),
             dimensions=settings.dimensions,
             encoding=settings.encoding,
-            connections=config.batcher.max_in_flight,
+            max_in_flight=config.batcher.max_in_flight,
             timeout_s=settings.timeout_s,
+            breaker_failures=settings.breaker_failures,
+            breaker_probe_s=settings.breaker_probe_s,
+            observer=observer,
         )
     )
-    policy = BatchPolicy(**attrs.asdict(config.batcher))
-    return await rings.enter_async_context(open_batcher(embedder, policy=policy, observer=observer))
+    policy = batch_policy(config, max_rows=endpoints.max_rows, max_tokens=endpoints.max_tokens)
+    return await rings.enter_async_context(
+        open_batcher(endpoints, policy=policy, observer=observer)
+    )
 
 
 async def _enter_dead_letters(rings: AsyncExitStack, config: Config, state: State) -> DeadLetters:

@@ -19,7 +19,6 @@ from stationmaster.service.config_rules import (
     HandlerName,
     KafkaOptions,
     Name,
-    OneUrl,
     Options,
     PathText,
     Seconds,
@@ -31,6 +30,7 @@ from stationmaster.service.config_rules import (
     Topic,
     Topics,
     Url,
+    Urls,
     figure,
 )
 
@@ -137,18 +137,21 @@ class BatcherConfig:
     hard_timeout_s: Seconds = 0.05
     send_when_idle: bool = True
     max_batch_bytes: Bytes = _MIB
+    max_batch_tokens: Count | None = None
     max_queue_rows: Count = 1_024
     max_queue_bytes: Bytes = 64 * _MIB
     max_in_flight: Count = 4
+    share_identical: bool = False
     grace_s: SecondsOrZero = 5.0
 
 
 @attrs.frozen(kw_only=True)
 class EmbeddingsConfig:
-    """`[embeddings]`: the model server; needed for the handler `embed`."""
+    """`[embeddings]`: the model servers; needed for the handler `embed`."""
 
-    urls: OneUrl
+    urls: Urls
     model: Name
+    api: Literal["openai", "tei"] = "openai"
     key_file: PathText | None = None
     key: Secret | None = None
     """Read from `key_file` or the environment, never from the configuration file."""
@@ -156,6 +159,8 @@ class EmbeddingsConfig:
     """None: the first answer fixes it."""
     encoding: Literal["base64", "float"] = "base64"
     timeout_s: Seconds = 30.0
+    breaker_failures: Count = 3
+    breaker_probe_s: Seconds = 1.0
 
 
 @attrs.frozen(kw_only=True)

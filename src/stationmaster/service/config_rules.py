@@ -19,6 +19,7 @@ _MOST_BYTES: Final = 2**40
 _MOST_COUNT: Final = 1_000_000
 _MOST_NESTING: Final = 32
 _MOST_CHARS: Final = 1_024
+_MOST_URLS: Final = 64
 _SHOWN_CHARS: Final = 60
 _URL_CHARACTERS: Final = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+")
 _HOST_AND_PORT: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
@@ -217,6 +218,10 @@ def _wrong_url(url: str) -> str:
         return "does not begin with http:// or https://"
     if not parts.hostname or port == 0:
         return "names no host and port"
+    try:
+        parts.hostname.encode("idna")
+    except UnicodeError:
+        return "names a host that can never be looked up"
     return "has a fragment" if "#" in url else ""
 
 
@@ -315,8 +320,9 @@ BaseUrl: TypeAlias = Annotated[
 Topics: TypeAlias = Annotated[
     tuple[Topic, ...], _several("a list of different topics, at least one", least=1)
 ]
-OneUrl: TypeAlias = Annotated[
-    tuple[BaseUrl, ...], _several("a list of exactly one URL", least=1, most=1)
+Urls: TypeAlias = Annotated[
+    tuple[BaseUrl, ...],
+    _several(f"a list of 1 to {_MOST_URLS} different URLs", least=1, most=_MOST_URLS),
 ]
 Statuses: TypeAlias = Annotated[tuple[Status, ...], _several("a list of different status codes")]
 Options: TypeAlias = Annotated[

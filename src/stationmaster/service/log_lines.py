@@ -18,9 +18,13 @@ from stationmaster.events import (
     CallAbandoned,
     CallDone,
     CallFailed,
+    CallRerouted,
     CallStarted,
     DeadLettersKept,
     EmptyBatch,
+    EndpointClosed,
+    EndpointOpened,
+    EndpointPaused,
     LateResult,
     MessageRefused,
     OffsetsCommitted,
@@ -112,6 +116,8 @@ def line_of(event: Event) -> Line:
             return Line("error", "state file damaged, moved aside and begun anew", moved)
         case RequestSubmitted() | CallStarted() | CallDone() | CallFailed() | CallAbandoned():
             return _batcher_line(event)
+        case CallRerouted() | EndpointPaused() | EndpointOpened() | EndpointClosed():
+            return _endpoint_line(event)
         case _:
             return _source_line(event)
 
@@ -265,6 +271,30 @@ def _batcher_line(
             fields["seconds"] = round(event.seconds, 3)
             fields["error"] = _error(error)
             return Line("error", "batcher: call failed", fields, kind=type(error).__name__)
+        case _:
+            assert_never(event)
+
+
+def _endpoint_line(
+    event: CallRerouted | EndpointPaused | EndpointOpened | EndpointClosed,
+) -> Line:
+    fields: dict[str, Any] = {"endpoint": event.endpoint}
+    match event:
+        case CallRerouted(error=error):
+            fields |= {"to": event.to, "rows": event.rows, "error": _error(error)}
+            kind = f"{event.endpoint} {type(error).__name__}"
+            return Line("warning", "model server failed: its call goes to another", fields, kind)
+        case EndpointPaused():
+            fields |= {"pause_s": round(event.pause_s, 3), "reason": _brief(event.reason)}
+            return Line("warning", "model server asks to wait", fields, kind=event.endpoint)
+        case EndpointOpened():
+            fields |= {"failures": event.failures, "reason": _brief(event.reason)}
+            return Line(
+                "error", "model server down: no call goes there until a probe works", fields
+            )
+        case EndpointClosed():
+            fields["down_s"] = round(event.open_s, 3)
+            return Line("info", "model server works again", fields)
         case _:
             assert_never(event)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from stationmaster.batcher import BatchPolicy
 from stationmaster.errors import ConfigError
 from stationmaster.handlers import EmbedOptions
 from stationmaster.kafka import KafkaSettings
@@ -47,6 +48,33 @@ def kafka_settings(config: KafkaConfig) -> KafkaSettings:
     del told["password_file"]
     password = told.pop("password")
     return KafkaSettings(**told, password=password.reveal() if password is not None else None)
+
+
+def batch_policy(
+    config: Config, *, max_rows: int | None = None, max_tokens: int | None = None
+) -> BatchPolicy:
+    """Translate `[batcher]`, whose `max_in_flight` is for each model server.
+
+    Args:
+        config: all of it.
+        max_rows: rows of one call that every model server takes, if that is known.
+        max_tokens: tokens of one call that they compute together, if known. It only lowers a configured bound: what is
+            more takes turns there, and our count is an estimate that must not refuse what a server would take.
+    """
+    policy = BatchPolicy(**attrs.asdict(config.batcher))
+    servers = len(config.embeddings.urls) if config.embeddings else 1
+    rows, tokens = policy.max_batch_rows, policy.max_batch_tokens
+    if max_rows is not None:
+        rows = min(rows, max_rows)
+    if tokens is not None and max_tokens is not None:
+        tokens = min(tokens, max_tokens)
+    return attrs.evolve(
+        policy,
+        max_in_flight=policy.max_in_flight * servers,
+        max_batch_rows=rows,
+        min_batch_rows=min(policy.min_batch_rows, rows),
+        max_batch_tokens=tokens,
+    )
 
 
 def pipeline_settings(config: Config) -> PipelineSettings:
