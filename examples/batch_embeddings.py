@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from stationmaster import open_batcher
-from stationmaster.errors import DeadlineExceededError, RowRejectedError
+from stationmaster.errors import RowRejectedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -85,14 +85,14 @@ async def main() -> None:
         bad = [result for result in results if isinstance(result, Exception)]
         print(f"{len(results) - len(bad)} of {len(results)} embedded, refused: {bad[0]}")
 
-        try:
-            await batcher.embed(TEXTS[0], deadline=trio.current_time() + CALL_S / 10)
-        except DeadlineExceededError as error:
-            print(f"a hurried caller: {error}")
+        with trio.move_on_after(CALL_S / 10) as hurry:
+            await batcher.embed(TEXTS[0])
+        print(f"a hurried caller left without its vector: {hurry.cancelled_caught}")
 
         done = batcher.statistics()
         print(
-            f"rows answered: {done.answered_rows}, failed: {done.failed_rows}, late: {done.expired_rows}"
+            f"rows answered: {done.answered_rows}, failed: {done.failed_rows}, "
+            f"taken back: {done.cancelled_rows}"
         )
 
 

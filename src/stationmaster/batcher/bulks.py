@@ -44,7 +44,7 @@ class Bulk:
         """If they are counted."""
         self.task: Task | None = task
         self.home: Home = home
-        self.return_errors = return_errors
+        self.return_errors: bool = return_errors
         self.missing: int = len(all_texts)
         """Rows that have neither vector nor error yet."""
         self.results: Sequence[Vector | Exception | None] = ()
