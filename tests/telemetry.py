@@ -12,8 +12,8 @@ import trio
 from stationmaster.abc import NullObserver
 from stationmaster.batch import Batch, Message, OffsetRange, Record
 from stationmaster.collector import Collector
+from stationmaster.drafts import draft_batch
 from stationmaster.messages import Limits, parse_message
-from stationmaster.poller import draft_batch
 from stationmaster.stations import Stations, open_stations
 
 if TYPE_CHECKING:
@@ -88,16 +88,22 @@ async def stations_of(
     max_live: int = 1_000,
     idle_s: float = 600.0,
     result_bytes: int = 10_000,
+    job_timeout_s: float | None = None,
+    breaker_failures: int = 0,
+    breaker_probe_s: float = 10.0,
     on_eased: Callable[[], None] = lambda: None,
     observer: Observer | None = None,
 ) -> AsyncIterator[Stations]:
-    """Open stations with roomy bounds."""
+    """Open stations with roomy bounds, and without breakers."""
     async with open_stations(
         handler,
         queue_capacity=queue_capacity,
         max_live=max_live,
         idle_s=idle_s,
         result_bytes=result_bytes,
+        job_timeout_s=job_timeout_s,
+        breaker_failures=breaker_failures,
+        breaker_probe_s=breaker_probe_s,
         on_eased=on_eased,
         on_crash=lambda: None,
         observer=observer or NullObserver(),
@@ -137,3 +143,15 @@ def submit(stations: Stations, *station_ids: str, **settings: Any) -> Collector:
     for station_id in station_ids:
         stations.submit(collector, station_id)
     return collector
+
+
+def live_tasks() -> list[str]:
+    """Return the names of all live tasks."""
+    names: list[str] = []
+    waiting = [trio.lowlevel.current_root_task()]
+    while waiting:
+        task = waiting.pop()
+        assert task is not None
+        names.append(task.name)
+        waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return names

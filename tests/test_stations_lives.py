@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from stationmaster.batch import Outcome, StationInput
-from tests.telemetry import closed, run, stations_of, submit
+from tests.telemetry import closed, live_tasks, run, stations_of, submit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +59,9 @@ async def test_beyond_max_live_the_longest_idle_station_makes_room(
             await trio.sleep(1)
         assert len(stations) == 2
         known = [
-            name for name in tasks() if name.startswith("station ") and name != "station reaper"
+            name
+            for name in live_tasks()
+            if name.startswith("station ") and name != "station reaper"
         ]
         assert sorted(known) == ["station A", "station C"]
 
@@ -112,7 +114,7 @@ async def test_many_idle_stations_are_given_up_together(autojump_clock: MockCloc
         await run(stations, "S50", offset=1)
         await trio.sleep(8)
         assert len(stations) == 1
-        assert [name for name in tasks() if name.startswith("station S")] == ["station S50"]
+        assert [name for name in live_tasks() if name.startswith("station S")] == ["station S50"]
 
 
 async def test_a_job_right_after_giving_up_makes_a_new_station_and_order_holds(
@@ -139,27 +141,15 @@ async def test_a_job_right_after_giving_up_makes_a_new_station_and_order_holds(
     assert ran == ["air_0_0_0", "air_0_1_0", "air_0_2_0", "air_0_3_0"]
 
 
-def tasks() -> list[str]:
-    """Return the names of all live tasks."""
-    names: list[str] = []
-    waiting = [trio.lowlevel.current_root_task()]
-    while waiting:
-        task = waiting.pop()
-        assert task is not None
-        names.append(task.name)
-        waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
-    return names
-
-
 # ----------------------------------------------------------------------------------------------------------- estimates
 
 
 async def test_an_unknown_or_idle_station_is_expected_to_answer_at_once() -> None:
     async with stations_of(at_once) as stations:
-        assert stations.expected_wait_s([]) == 0
-        assert stations.expected_wait_s(["A"]) == 0
+        assert stations.expected_wait_s([], topic="air") == 0
+        assert stations.expected_wait_s(["A"], topic="air") == 0
         await run(stations, "A")
-        assert stations.expected_wait_s(["A", "B"]) == 0
+        assert stations.expected_wait_s(["A", "B"], topic="air") == 0
 
 
 async def test_nothing_is_expected_of_a_station_that_works_on_its_first_job(
@@ -170,13 +160,13 @@ async def test_nothing_is_expected_of_a_station_that_works_on_its_first_job(
         one_second, on_eased=lambda: eased.append(trio.current_time())
     ) as stations:
         collector = submit(stations, "A")
-        assert stations.expected_wait_s(["A"]) == math.inf
+        assert stations.expected_wait_s(["A"], topic="air") == math.inf
         await wait_all_tasks_blocked()
-        assert stations.expected_wait_s(["A"]) == math.inf
+        assert stations.expected_wait_s(["A"], topic="air") == math.inf
         assert eased == []
         await closed(collector)
         assert eased == [1, 1]  # its service time is known, and it is idle
-        assert stations.expected_wait_s(["A"]) == 0
+        assert stations.expected_wait_s(["A"], topic="air") == 0
 
 
 async def test_the_expected_wait_is_the_queue_times_the_mean_service_time(
@@ -186,14 +176,16 @@ async def test_the_expected_wait_is_the_queue_times_the_mean_service_time(
         await run(stations, "A", "B", "C")
         queued = [submit(stations, "A", offset=offset) for offset in range(1, 4)]
         await wait_all_tasks_blocked()
-        assert stations.expected_wait_s(["A"]) == 3  # two wait, one runs
-        assert stations.expected_wait_s(["A", "B"]) == 3  # of an even number the longer one
-        assert stations.expected_wait_s(["A", "B", "C"]) == 0
+        assert stations.expected_wait_s(["A"], topic="air") == 3  # two wait, one runs
+        assert (
+            stations.expected_wait_s(["A", "B"], topic="air") == 3
+        )  # of an even number the longer one
+        assert stations.expected_wait_s(["A", "B", "C"], topic="air") == 0
         await trio.sleep(1)
         await wait_all_tasks_blocked()
-        assert stations.expected_wait_s(["A"]) == 2
+        assert stations.expected_wait_s(["A"], topic="air") == 2
         await closed(queued[-1])
-        assert stations.expected_wait_s(["A"]) == 0
+        assert stations.expected_wait_s(["A"], topic="air") == 0
 
 
 async def test_the_mean_service_time_follows_the_last_jobs(autojump_clock: MockClock) -> None:
@@ -205,7 +197,7 @@ async def test_the_mean_service_time_follows_the_last_jobs(autojump_clock: MockC
         await run(stations, "A", offset=1)
         submit(stations, "A", offset=2)
         await wait_all_tasks_blocked()
-        assert stations.expected_wait_s(["A"]) == pytest.approx(1.2)
+        assert stations.expected_wait_s(["A"], topic="air") == pytest.approx(1.2)
 
 
 async def test_a_station_that_was_cancelled_is_left_out_until_it_answers_again(
@@ -221,15 +213,17 @@ async def test_a_station_that_was_cancelled_is_left_out_until_it_answers_again(
             submit(stations, "A", offset=2, deadline_s=9),
         )
         await wait_all_tasks_blocked()
-        assert stations.expected_wait_s(["A"]) == 4
+        assert stations.expected_wait_s(["A"], topic="air") == 4
         assert (await closed(hung))["A"].outcome is Outcome.TIMED_OUT
         await wait_all_tasks_blocked()
-        assert stations.expected_wait_s(["A"]) == 0  # nobody healthy is left to wait for
-        assert stations.expected_wait_s(["A", "B"]) == 0
+        assert (
+            stations.expected_wait_s(["A"], topic="air") == 0
+        )  # nobody healthy is left to wait for
+        assert stations.expected_wait_s(["A", "B"], topic="air") == 0
         assert (await closed(behind))["A"].outcome is Outcome.NO_OUTPUT
         submit(stations, "A", offset=3)
         await wait_all_tasks_blocked()
-        assert stations.expected_wait_s(["A"]) == 2
+        assert stations.expected_wait_s(["A"], topic="air") == 2
 
 
 async def test_an_estimate_looks_at_a_bounded_number_of_stations() -> None:
@@ -241,5 +235,5 @@ async def test_an_estimate_looks_at_a_bounded_number_of_stations() -> None:
             yield f"S{looked_at}"
 
     async with stations_of(at_once) as stations:
-        assert stations.expected_wait_s(ids()) == 0
+        assert stations.expected_wait_s(ids(), topic="air") == 0
     assert looked_at == 64

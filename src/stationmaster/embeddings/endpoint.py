@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from stationmaster.abc import Embedder
-    from stationmaster.embeddings.breaker import Breaker, BreakerState
+    from stationmaster.breaker import Breaker, BreakerState
     from stationmaster.errors import EmbedderError
 
 _NEW_SHARE: Final = 0.2  # of the latest call in what an endpoint usually takes

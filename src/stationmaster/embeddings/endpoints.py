@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from stationmaster.abc import NullObserver
-from stationmaster.embeddings.breaker import Breaker
+from stationmaster.breaker import Breaker
 from stationmaster.embeddings.endpoint import Endpoint
 from stationmaster.errors import (
     EmbedderBusyError,

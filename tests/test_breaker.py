@@ -5,7 +5,7 @@ from math import inf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stationmaster.embeddings.breaker import Breaker
+from stationmaster.breaker import Breaker
 
 
 def breaker(failures: int = 3, probe_s: float = 2.0) -> Breaker:

@@ -1,4 +1,4 @@
-"""Whether an endpoint may be asked. Pure: the clock is an argument.
+"""A circuit breaker: whether someone who failed may be asked. Pure: the clock is an argument.
 
     closed      calls go. `failures` failed calls in a row, or one refusal (a wrong key, URL or model name): open
     open        no call goes until `probe_s` passed
@@ -20,7 +20,7 @@ BreakerState: TypeAlias = Literal["closed", "open", "half-open"]
 
 @attrs.define(eq=False, kw_only=True)
 class Breaker:
-    """One for one endpoint. Times are seconds of one clock that never jumps."""
+    """One for one model server or one station. Times are seconds of one clock that never jumps."""
 
     failures: int
     probe_s: float
