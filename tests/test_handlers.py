@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import pytest
 import trio
 
+from stationmaster.abc import NullObserver
 from stationmaster.batch import Outcome, StationInput
-from stationmaster.errors import ConfigError, QueueFullError
-from stationmaster.handlers import EmbedOptions, Resources, embed
-from stationmaster.poller import draft_batch
-from tests.telemetry import batch, message, run, stations_of
+from stationmaster.batch_handlers import BatchLanes, open_batch_lanes
+from stationmaster.batcher import BatchPolicy, open_batcher
+from stationmaster.collector import Collector
+from stationmaster.drafts import draft_batch
+from stationmaster.errors import BatcherClosedError, ConfigError, QueueFullError
+from stationmaster.handlers import EmbedOptions, Resources, embed, embed_batch
+from stationmaster.testing import RecordingObserver, ScriptedEmbedder
+from stationmaster.testing.embedder import hang
+from tests.telemetry import batch, closed, message, opened, run, stations_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from trio.testing import MockClock
 
@@ -45,6 +52,13 @@ class Model:
         if len(self.asked) <= self.full:
             raise QueueFullError(capacity=1, retry_after_s=self.retry_after_s)
         return self.vector
+
+    async def embed_many(
+        self, texts: Sequence[str], /, *, return_errors: Literal[True]
+    ) -> list[Vector | Exception]:
+        return [await self.embed(text) for text in texts]
+
+    def expect(self, rows: int, /) -> None: ...
 
 
 # --------------------------------------------------------------------------------------------------------------- texts
@@ -174,3 +188,171 @@ async def test_without_a_model_server_or_with_wrong_options_there_is_no_handler(
     with pytest.raises(ConfigError, match=r"stations\.options\.x"):
         async with embed(Resources(embedder=Model(), options={"x": 1})):
             pass
+
+
+# ------------------------------------------------------------------------------------------------- the batch handler
+
+
+@asynccontextmanager
+async def embedding_lanes(
+    embedder: ScriptedEmbedder,
+    *,
+    observer: RecordingObserver | None = None,
+    options: dict[str, Any] | None = None,
+    **policy: Any,
+) -> AsyncIterator[BatchLanes]:
+    observer = observer or RecordingObserver()
+    async with (
+        open_batcher(embedder, policy=BatchPolicy(**policy)) as batcher,
+        embed_batch(
+            Resources(embedder=batcher, model="readings-128", options=options or {})
+        ) as handler,
+        open_batch_lanes(
+            handler,
+            ordered=True,
+            queue_capacity=64,
+            result_bytes=10_000,
+            on_eased=lambda: None,
+            on_crash=lambda: None,
+            observer=observer,
+        ) as lanes,
+    ):
+        yield lanes
+
+
+async def embedded(lanes: BatchLanes, *stations: object, deadline_s: float = 5) -> Any:
+    """Hand over one batch of these stations and return its results."""
+    draft = draft_batch([message(*stations)], by="message", group_id="")
+    collector = opened("S1", deadline_s=deadline_s)
+    made = attrs.evolve(collector.batch, entries=draft.entries, last_message=draft.last_message)
+    collector = Collector(
+        made, opened=collector.opened, quorum=1.0, report_bytes=10**9, observer=NullObserver()
+    )
+    await lanes.hand_over(collector)
+    return await closed(collector)
+
+
+async def test_the_batch_handler_gives_each_station_its_own_vector() -> None:
+    embedder = ScriptedEmbedder()
+    async with embedding_lanes(embedder) as lanes:
+        results = await embedded(lanes, {"stationId": "S1", "x": 1}, {"stationId": "S2", "x": 2})
+    assert {name: result.value for name, result in results.items()} == {
+        name: {"embedding": embedder.vector(text), "model": "readings-128", "dimensions": 4}
+        for name, text in (("S1", '{"x":1}'), ("S2", '{"x":2}'))
+    }
+
+
+@pytest.mark.parametrize(
+    ("stations", "most", "calls"), [(10, 32, 1), (100, 32, 4), (100, 128, 1), (1_000, 128, 8)]
+)
+async def test_a_batch_makes_as_few_calls_as_it_can_and_waits_for_no_company(
+    autojump_clock: MockClock, stations: int, most: int, calls: int
+) -> None:
+    embedder = ScriptedEmbedder(seconds_per_call=0.02)
+    entries = [{"stationId": f"S{number}", "x": number} for number in range(stations)]
+    async with embedding_lanes(embedder, max_batch_rows=most, max_in_flight=8) as lanes:
+        await embedded(lanes, *entries)
+    assert len(embedder.calls) == calls
+    if stations <= 100:
+        assert trio.current_time() == pytest.approx(
+            0.02
+        )  # announced: the last row waits for nobody
+
+
+async def test_the_stations_of_a_batch_that_ask_one_by_one_need_more_calls(
+    autojump_clock: MockClock,
+) -> None:
+    embedder = ScriptedEmbedder(seconds_per_call=0.02)
+    async with (
+        open_batcher(embedder, policy=BatchPolicy(max_batch_rows=128)) as batcher,
+        embed(Resources(embedder=batcher)) as handle,
+        stations_of(handle) as stations,
+    ):
+        collector = opened(*(f"S{number}" for number in range(100)))
+        await stations.hand_over(collector)
+        results = await closed(collector)
+    assert {result.outcome for result in results.values()} == {Outcome.SUCCEEDED}
+    assert 2 <= len(embedder.calls) <= 4  # of 32 stations each, as they are handed out
+
+
+async def test_a_station_without_a_text_or_with_a_refused_one_fails_alone() -> None:
+    embedder = ScriptedEmbedder(refuses=lambda text: text == "bad")
+    options = {"template": "{x}"}
+    async with embedding_lanes(embedder, options=options) as lanes:
+        results = await embedded(
+            lanes,
+            {"stationId": "good", "x": "fine"},
+            {"stationId": "absent"},
+            {"stationId": "refused", "x": "bad"},
+            {"stationId": "empty", "x": ""},
+        )
+    outcomes = {name: result.outcome for name, result in results.items()}
+    assert outcomes == {
+        "good": Outcome.SUCCEEDED,
+        "absent": Outcome.FAILED,
+        "refused": Outcome.FAILED,
+        "empty": Outcome.FAILED,
+    }
+    assert "the template names 'x'" in results["absent"].reason
+    assert results["refused"].reason.startswith("RowRejectedError: ")
+
+
+async def test_a_text_that_can_never_fit_harms_no_other(autojump_clock: MockClock) -> None:
+    embedder = ScriptedEmbedder()
+    async with embedding_lanes(
+        embedder, options={"template": "{x}"}, max_queue_bytes=100, max_batch_bytes=100
+    ) as lanes:
+        results = await embedded(
+            lanes, {"stationId": "S1", "x": "y" * 101}, {"stationId": "S2", "x": "fine"}
+        )
+    assert results["S1"].reason.startswith("RequestTooLargeError: ")
+    assert results["S2"].outcome is Outcome.SUCCEEDED
+
+
+async def test_a_batch_larger_than_the_queue_waits_its_turn(autojump_clock: MockClock) -> None:
+    embedder = ScriptedEmbedder(seconds_per_call=0.02)
+    entries = [{"stationId": f"S{number}", "x": number} for number in range(500)]
+    async with embedding_lanes(embedder, max_queue_rows=64) as lanes:
+        results = await embedded(lanes, *entries)
+    assert {result.outcome for result in results.values()} == {Outcome.SUCCEEDED}
+
+
+async def test_what_was_answered_before_the_deadline_is_not_lost(
+    autojump_clock: MockClock,
+) -> None:
+    embedder = ScriptedEmbedder(script=[None, hang], seconds_per_call=0.02)
+    entries = [{"stationId": f"S{number}", "x": number} for number in range(64)]
+    async with embedding_lanes(embedder, max_in_flight=1) as lanes:
+        results = await embedded(lanes, *entries, deadline_s=1)
+    outcomes = [result.outcome for result in results.values()]
+    assert outcomes.count(Outcome.SUCCEEDED) == 32
+    assert outcomes.count(Outcome.TIMED_OUT) == 32
+
+
+async def test_a_closed_batcher_fails_the_stations_and_not_the_lane() -> None:
+    embedder = ScriptedEmbedder()
+    async with open_batcher(embedder) as batcher:
+        pass
+    async with embed_batch(Resources(embedder=batcher)) as handle:
+        reported: dict[str, object] = {}
+        await handle(batch("S1", "S2"), reported.__setitem__)
+    assert {type(answer) for answer in reported.values()} == {BatcherClosedError}
+    assert set(reported) == {"S1", "S2"}
+
+
+async def test_the_batch_handler_needs_a_model_server_too() -> None:
+    with pytest.raises(ConfigError, match="needs a model server"):
+        async with embed_batch(Resources()):
+            pass
+
+
+async def test_lack_of_memory_while_a_text_is_made_ends_the_pipeline() -> None:
+    class Huge:
+        def __getattr__(self, name: str) -> str:
+            raise MemoryError
+
+    made = batch("S1")
+    made = attrs.evolve(made, entries={"S1": ({"x": Huge()},)})
+    async with embed_batch(Resources(embedder=Model(), options={"template": "{x.size}"})) as handle:
+        with pytest.RaisesGroup(MemoryError):
+            await handle(made, lambda *_: None)

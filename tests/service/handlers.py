@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,8 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from stationmaster import Resources, StationInput
+    from stationmaster import Batch, Resources, StationInput, StationResult
+    from stationmaster.abc import BatchHandler, BlockingHandler, Report, ResultHook
 
 
 async def brief(station: StationInput) -> Mapping[str, Any]:
@@ -43,9 +46,31 @@ async def dying_beside_a_thread(station: StationInput) -> None:
     raise MemoryError
 
 
-def not_async(station: StationInput) -> dict[str, int]:
-    """Look like a handler, without the async."""
-    return {"readings": len(station.readings)}
+def not_async(batch: Batch, report: Report) -> None:
+    """Look like a batch handler, without the async."""
+
+
+def plain(station: StationInput) -> dict[str, Any]:
+    """Answer from a thread."""
+    return {"thread": threading.current_thread().name}
+
+
+async def whole(batch: Batch, report: Report) -> None:
+    """Answer for all stations of a batch."""
+    await trio.lowlevel.checkpoint()
+    for station_id in batch.entries:
+        report(station_id, {"stations": len(batch.entries)})
+
+
+@asynccontextmanager
+async def open_hook(resources: Resources) -> AsyncIterator[ResultHook]:
+    """Write each result as a line into the file that the options name."""
+    async with await trio.open_file(resources.options["file"], "w") as file:
+
+        async def on_result(station: StationInput, result: StationResult) -> None:
+            await file.write(f"{station.station_id} {result.outcome.value}\n")
+
+        yield on_result
 
 
 def make_number(resources: Resources) -> int:
@@ -61,3 +86,38 @@ async def open_number(resources: Resources) -> AsyncIterator[int]:
 
 
 NOT_A_HANDLER = 7
+
+
+@asynccontextmanager
+async def open_whole(resources: Resources) -> AsyncIterator[BatchHandler]:
+    """Give a batch handler."""
+    await trio.lowlevel.checkpoint()
+    yield whole
+
+
+class OpenPlain:
+    """Gives a plain function; a factory that is a class."""
+
+    def __init__(self, resources: Resources) -> None:
+        self.resources = resources
+
+    async def __aenter__(self) -> BlockingHandler:
+        await trio.lowlevel.checkpoint()
+        return plain
+
+    async def __aexit__(self, *error: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+def hanging_thread(station: StationInput) -> dict[str, Any] | None:
+    """Never come back for one of the stations."""
+    if station.station_id == "S1":
+        threading.Event().wait()
+    return {}
+
+
+async def once_frozen(station: StationInput) -> Mapping[str, object]:
+    """Answer when what existed at the start is out of garbage collection."""
+    while not gc.get_freeze_count():  # noqa: ASYNC110 - the collector tells nobody
+        await trio.sleep(0.01)
+    return {"thresholds": gc.get_threshold()}
