@@ -1,4 +1,4 @@
-"""asyncio and aiokafka in the classic architecture; argv[5]: classic | grouped.
+"""asyncio and aiokafka in the classic architecture, classic or grouped.
 
 classic: one unbounded queue and one worker task per station, a queue entry per (message, station), a collector with a
 lock per batch, `wait_for(5)` and one upload per poll; offsets are committed automatically, polling never waits.
@@ -7,12 +7,11 @@ grouped: the control. The same program with one queue entry per (batch, station)
 
 import asyncio
 import collections
-import sys
 
 import work
 from aiokafka import AIOKafkaConsumer
 
-GROUPED = sys.argv[5] == "grouped"
+GROUPED = work.TOLD["grouped"]
 tally = work.Tally()
 
 

@@ -1,6 +1,6 @@
 """The project itself: its Kafka source and its pipeline with all checks and limits on, one batch per poll.
 
-The handler answers as the classic designs' does: one result per reading, so that the same number of results arrives.
+The handlers answer as the classic designs' does: one result per reading, so that the same number of results arrives.
 """
 
 import trio
@@ -18,6 +18,16 @@ async def handle(station):
     return {"readings": [await work.handler(station.station_id) for _ in station.readings]}
 
 
+async def handle_batch(batch, report):
+    tally.start()
+    await trio.lowlevel.checkpoint()
+    for station_id, readings in batch.entries.items():
+        report(station_id, {"readings": [await work.handler(station_id) for _ in readings]})
+
+
+HANDLERS = {"station": handle, "batch": handle_batch}
+
+
 class CountingSink:
     def __init__(self):
         self.complete = trio.Event()
@@ -30,8 +40,8 @@ class CountingSink:
         return Accepted()
 
 
-async def main():
-    settings = KafkaSettings(
+def kafka_settings():
+    return KafkaSettings(
         bootstrap_servers=work.BOOTSTRAP,
         group_id=work.GROUP,
         topics=(work.TOPIC,),
@@ -41,12 +51,17 @@ async def main():
         session_timeout_s=6.0,
         options={"heartbeat.interval.ms": 500, "fetch.wait.max.ms": 100},
     )
+
+
+async def main():
     sink = CountingSink()
     batches = PipelineSettings(by="poll", group_id=work.GROUP, report_bytes=2**30)
-    async with open_kafka_source(settings) as source:
-        async with open_pipeline(source, handler=handle, sink=sink, settings=batches):
+    handler = HANDLERS[work.TOLD["handler"]]
+    async with open_kafka_source(kafka_settings()) as source:
+        async with open_pipeline(source, handler=handler, sink=sink, settings=batches):
             await sink.complete.wait()
             tally.report()
 
 
-trio.run(main)
+if __name__ == "__main__":
+    trio.run(main)

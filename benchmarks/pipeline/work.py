@@ -1,16 +1,20 @@
-"""The work that every contender does, the same for all; each prints one line of JSON at its end."""
+"""The work that every contender does, the same for all; each prints one line of JSON at its end.
+
+Standard library and orjson only: it runs in the environment of every peer.
+"""
 
 from __future__ import annotations
 
 import gc
-import os
+import json
 import sys
 import time
 
 import orjson
 
-BOOTSTRAP, TOPIC, GROUP = sys.argv[1:4]
-MESSAGES = int(sys.argv[4])
+TOLD = json.loads(sys.argv[1])
+BOOTSTRAP, TOPIC, GROUP = TOLD["bootstrap"], TOLD["topic"], TOLD["group"]
+MESSAGES = TOLD["messages"]
 POLL_RECORDS = 500
 STATIONS = 20
 
@@ -27,8 +31,9 @@ async def handler(station_id: str) -> dict:
 class Tally:
     """A no-op upload target; knows when everything has been uploaded."""
 
-    def __init__(self) -> None:
+    def __init__(self, expected: int = MESSAGES * STATIONS) -> None:
         self.started = None
+        self.expected = expected
         self.results = 0
         self.uploads = 0
 
@@ -46,17 +51,16 @@ class Tally:
 
     @property
     def done(self) -> bool:
-        return self.results >= MESSAGES * STATIONS
+        return self.results >= self.expected
 
     def report(self) -> None:
         seconds = time.perf_counter() - self.started
+        if self.results != self.expected:
+            raise SystemExit(f"{self.results} results were uploaded, not {self.expected}")
         line = {
             "messages_per_s": MESSAGES / seconds,
-            "cpu_us_per_message": (time.process_time() - self.cpu) / MESSAGES * 1e6,
+            "cpu_us": (time.process_time() - self.cpu) / MESSAGES * 1e6,
             "uploads": self.uploads,
-            "complete": self.results == MESSAGES * STATIONS,
-            "python": sys.version.split()[0],
-            "pid": os.getpid(),
         }
         sys.stdout.write(orjson.dumps(line).decode() + "\n")
         sys.stdout.flush()
