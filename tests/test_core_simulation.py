@@ -95,6 +95,9 @@ class World:
             max_in_flight=dice.choice((2, 8, 64)),
             max_live=dice.choice((stations // 2, 1_000)),
             idle_s=dice.choice((5.5, 600.0)),
+            job_timeout_s=dice.choice((None, None, 2.0)),
+            breaker_failures=dice.choice((0, 1, 3)),
+            breaker_probe_s=dice.choice((1.0, 5.0)),
             upload_timeout_s=8.0,
             grace_s=GRACE_S,
         )
@@ -171,7 +174,7 @@ class World:
                     result.value == {"of": self.opened[batch], "by": result.station_id},
                     "foreign result",
                 )
-        if report.closed_by is ClosedBy.COMPLETE:
+        if report.closed_by is ClosedBy.COMPLETE and self.settings.job_timeout_s is None:
             self.check(report.counts[Outcome.TIMED_OUT] == 0, "complete, and somebody timed out")
 
     # ------------------------------------------------------------------------------------------------ source and sink
@@ -223,7 +226,8 @@ class World:
         self.check(batch not in self.ended, "started after its batch was closed", name)
         ambient = trio.current_effective_deadline()
         falls = self.helper_fell.get(name) == now  # in this very tick: it takes the job along
-        self.check(falls or ambient == min(batch.deadline, self.end), "ambient deadline", ambient)
+        limit = min(batch.deadline, now + (self.settings.job_timeout_s or math.inf))
+        self.check(falls or ambient == min(limit, self.end), "ambient deadline", ambient)
         self.running.add(name)
         self.last[name] = number
         self.jobs += 1
@@ -232,7 +236,7 @@ class World:
         except trio.Cancelled:
             fell_s = trio.current_time() - self.helper_fell.get(name, -math.inf)
             excused = batch in self.ended or self.has_left(batch)
-            excused = excused or trio.current_time() >= min(batch.deadline, self.end)
+            excused = excused or trio.current_time() >= min(limit, self.end)
             self.check(excused or fell_s <= CLEAN_UP_S + 1e-9, "cancelled", name)
             raise
         finally:

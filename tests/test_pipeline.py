@@ -321,14 +321,21 @@ def test_settings_are_checked_all_at_once() -> None:
             grace_s=float("nan"),
             max_in_flight=9,
             queue_capacity=8,
-            by="timestamp",  # type: ignore[arg-type]
+            by="hour",  # type: ignore[arg-type]
         )
     assert list(caught.value.faults) == [
         "deadline_s: 0 is not above 0",
-        "by: 'timestamp' is none of message, poll",
+        "by: 'hour' is none of message, poll, timestamp",
         "quorum: 1.5 is not in 0 < quorum <= 1",
         "grace_s: nan is below 0",
         "queue_capacity: 8 is below max_in_flight (9)",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        PipelineSettings(job_timeout_s=0, breaker_failures=-1, high_priority_deadline_s=-1)
+    assert list(caught.value.faults) == [
+        "high_priority_deadline_s: -1 is not above 0",
+        "job_timeout_s: 0 is not above 0",
+        "breaker_failures: -1 is below 0",
     ]
     with pytest.raises(ConfigError, match=r"idle_s: 5 is not above deadline_s \(5\)"):
         PipelineSettings(idle_s=5.0)

@@ -17,9 +17,9 @@ from stationmaster.batch import (
     StationResult,
 )
 from stationmaster.batcher import Batcher, BatchPolicy, open_batcher
-from stationmaster.handlers import Resources, embed
+from stationmaster.handlers import Resources, embed, embed_batch
 from stationmaster.pipeline import Pipeline, open_pipeline
-from stationmaster.settings import PipelineSettings
+from stationmaster.settings import PipelineSettings, TopicSettings
 
 __all__ = [
     "Batch",
@@ -33,7 +33,9 @@ __all__ = [
     "Resources",
     "StationInput",
     "StationResult",
+    "TopicSettings",
     "embed",
+    "embed_batch",
     "open_batcher",
     "open_pipeline",
 ]

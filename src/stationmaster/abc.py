@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import attrs
 
 if TYPE_CHECKING:
-    from stationmaster.batch import BatchReport, DeadLetter, OffsetRange, Record, StationInput
+    from stationmaster.batch import (
+        Batch,
+        BatchReport,
+        DeadLetter,
+        OffsetRange,
+        Record,
+        StationInput,
+        StationResult,
+    )
     from stationmaster.events import Event
 
 StationHandler: TypeAlias = Callable[["StationInput"], Awaitable[Mapping[str, Any] | None]]
@@ -16,6 +24,46 @@ StationHandler: TypeAlias = Callable[["StationInput"], Awaitable[Mapping[str, An
 
 It runs in its station's own task, one job at a time, in order. It is cancelled when its batch closes. What it raises
 makes this station `failed` in this batch and harms nobody else. Tasks that outlive a job go into `station.nursery`.
+"""
+
+BlockingHandler: TypeAlias = Callable[["StationInput"], Mapping[str, Any] | None]
+"""`def handle(station) -> mapping or None`: a plain function, called in a thread, where it may block.
+
+When its batch closes it is left behind: nothing waits for it, but its station gets no other job before it really ends.
+It may ask `trio.from_thread.check_cancelled()` now and then to end sooner.
+"""
+
+
+class Report(Protocol):
+    """How a batch handler tells the answer of one station: a mapping, None, or an error that fails this station only.
+
+    Never waits; to be called in trio's thread. What is reported after the batch was closed is counted and dropped.
+    """
+
+    def __call__(self, station_id: str, answer: Mapping[str, Any] | Exception | None, /) -> None:
+        """Report one station.
+
+        Raises:
+            ValueError: the batch has no such station, or it was reported before. If the handler lets this go, the
+                stations that were not yet reported fail.
+        """
+        ...
+
+
+BatchHandler: TypeAlias = Callable[["Batch", Report], Awaitable[None]]
+"""`async def handle_batch(batch, report)`: all stations of a batch in one call, reported as they come.
+
+It is cancelled when its batch closes: at the deadline, at the quorum, and when the last station is reported. When it
+returns or raises, the stations that it did not report are `failed`.
+"""
+
+Handler: TypeAlias = StationHandler | BlockingHandler | BatchHandler
+"""Told apart by `async` and by the number of parameters, see `stationmaster.workers.kind_of`."""
+
+ResultHook: TypeAlias = Callable[["StationInput", "StationResult"], Awaitable[None]]
+"""`async def on_result(station, result)`: hears of each outcome that came while its batch was open.
+
+See `stationmaster.result_hook` for when, and within which bounds.
 """
 
 Vector: TypeAlias = Sequence[float]

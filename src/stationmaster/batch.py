@@ -78,6 +78,8 @@ class Message:
     size_bytes: int = 0
     topic_differs: bool = False
     """The `topic` field names another topic than the one it came by (only counted)."""
+    follows: int | None = None
+    """Offset of the record that was polled before it from its partition; None: none was, or nobody asks."""
 
     @property
     def entries(self) -> tuple[tuple[str, Mapping[str, Any]], ...]:
@@ -144,7 +146,13 @@ class Batch:
     bad_entries: tuple[BadEntry, ...] = ()
     mislabelled: int = 0
     """Messages whose `topic` field names another topic."""
+    duplicates: int = 0
+    """Entries beyond the first of a station."""
     size_bytes: int = 0
+    roster: tuple[str, ...] = ()
+    """Stations that are expected even if no message names them."""
+    follow_up: bool = False
+    """Messages of this time came when their batch was closed already, or could not take them (`by = "timestamp"`)."""
 
 
 @attrs.frozen(eq=False)

@@ -2,12 +2,16 @@
 
 Rules:
 1. The first outcome of a station counts; later ones are ignored.
-2. Done when every expected station has an outcome (complete), or when `answers >= ceil(quorum x (expected -
-   rejected))` for a quorum below 1; an answer is a success, a None or a failure, not a rejection.
-3. `close()` is synchronous: it marks the rest timed out, cancels what still runs and makes the report, so nothing can
+2. Expected are the stations with data in the batch and those of its roster. One of the roster without data is missing
+   and never waited for; a batch that others may join (`waits`) waits for it, and it is missing if the batch closes
+   without.
+3. Done when every station that is waited for has an outcome (complete), or when
+   `answers >= ceil(quorum x (waited for - rejected))` for a quorum below 1; an answer is a success, a None or a
+   failure, not a rejection.
+4. `close()` is synchronous: it marks the rest timed out, cancels what still runs and makes the report, so nothing can
    slip in between the decision and the snapshot. There is exactly one report.
-4. At a tie of last result and deadline the state decides: a batch whose outcomes are all here is complete.
-5. What comes after closing is late: counted and dropped.
+5. At a tie of last result and deadline the state decides: a batch whose outcomes are all here is complete.
+6. What comes after closing is late: counted and dropped. What is done takes nobody in any more.
 
 Everything happens on one loop without a checkpoint in between, so there is no lock.
 """
@@ -23,7 +27,7 @@ from stationmaster.batch import Batch, BatchReport, ClosedBy, Outcome, StationRe
 from stationmaster.events import LateResult, StationAnswered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from datetime import datetime
 
     from stationmaster.abc import Observer
@@ -35,6 +39,7 @@ class Collector:
     """Collects the outcomes of one batch."""
 
     __slots__ = (
+        "_absent",
         "_answers",
         "_bytes_left",
         "_expected",
@@ -43,6 +48,7 @@ class Collector:
         "_quorum",
         "_rejected",
         "_running",
+        "_waits",
         "batch",
         "closed",
         "deadline",
@@ -51,16 +57,24 @@ class Collector:
     )
 
     def __init__(
-        self, batch: Batch, *, opened: float, quorum: float, report_bytes: int, observer: Observer
+        self,
+        batch: Batch,
+        *,
+        opened: float,
+        quorum: float,
+        report_bytes: int,
+        observer: Observer,
+        waits: bool = False,
     ) -> None:
         """Begin to collect.
 
         Args:
-            batch: the opened batch; its stations are the expected ones.
+            batch: the opened batch; its stations and its roster are the expected ones.
             opened: when it was opened, on trio's clock.
             quorum: 0 < quorum <= 1.
             report_bytes: bound of all encoded results together; what exceeds it fails its own station.
             observer: hears of late results, and of every outcome if it is detailed.
+            waits: whether others may join, and the roster is waited for.
         """
         self.batch: Batch = batch
         self.deadline: float = batch.deadline
@@ -70,13 +84,30 @@ class Collector:
         self._quorum = quorum
         self._bytes_left = report_bytes
         self._observer = observer
-        self._expected = len(batch.entries)
+        self._waits = waits
+        self._absent = dict.fromkeys(name for name in batch.roster if name not in batch.entries)
+        self._expected = self._count_expected()
         self._answers = 0
         self._rejected = 0
         self._outcomes: dict[str, StationResult] = {}
         self._running: dict[str, Callable[[], None]] = {}
         if not self._expected:
             self.done.set()
+
+    def takes(self, station_ids: Iterable[str]) -> bool:
+        """Tell whether data of these stations may join: nothing is decided, and none of their jobs has begun."""
+        if not self._waits or self.closed or self.done.is_set():
+            return False
+        return not any(name in self._outcomes or name in self._running for name in station_ids)
+
+    def join(self, station_ids: Iterable[str]) -> None:
+        """Expect these stations too; their data is in the batch already."""
+        for station_id in station_ids:
+            self._absent.pop(station_id, None)
+        self._expected = self._count_expected()
+
+    def _count_expected(self) -> int:
+        return len(self.batch.entries) + (len(self._absent) if self._waits else 0)
 
     def begin(self, station_id: str, cancel: Callable[[], None]) -> None:
         """Take note that a station's handler runs; `cancel` is called if it still does when the batch closes."""
@@ -105,7 +136,7 @@ class Collector:
         self._outcomes[station_id] = result
         if result.outcome in _ANSWERS:
             self._answers += 1
-        else:
+        elif result.outcome is Outcome.REJECTED:  # not a job that timed out before its batch
             self._rejected += 1
         if self._observer.detailed:
             self._observer.observe(
@@ -142,6 +173,11 @@ class Collector:
                 )
             counts[result.outcome] += 1
             results.append(result)
+        counts[Outcome.MISSING] += len(self._absent)
+        reason = (
+            f"no data when the {why} closed the batch" if self._waits else "no data in the batch"
+        )
+        results += [StationResult(name, Outcome.MISSING, None, reason) for name in self._absent]
         self._outcomes = {}  # a stuck station may hold this collector for long
         return BatchReport(
             batch=self.batch,

@@ -197,7 +197,16 @@ def _sort_entries(
 def _why_bad(entry: object, limits: Limits) -> str | None:
     if type(entry) is not dict:
         return "not-an-object"
-    station_id = entry.get("stationId")
+    if (reason := why_bad_id(entry.get("stationId"), limits)) is not None:
+        return reason
+    reading = {name: value for name, value in entry.items() if name != "stationId"}
+    if len(orjson.dumps(reading)) > limits.readings_bytes:
+        return "readings-too-large"
+    return None
+
+
+def why_bad_id(station_id: object, limits: Limits) -> str | None:
+    """Return why this can be no station's id (one of the reasons on top of this file), or None if it can."""
     if station_id is None:
         return "station-id-missing"
     if type(station_id) is not str:
@@ -206,12 +215,7 @@ def _why_bad(entry: object, limits: Limits) -> str | None:
         return "station-id-blank"
     if len(station_id) > limits.station_id_chars:
         return "station-id-too-long"
-    if not station_id.isprintable():
-        return "station-id-not-printable"
-    reading = {name: value for name, value in entry.items() if name != "stationId"}
-    if len(orjson.dumps(reading)) > limits.readings_bytes:
-        return "readings-too-large"
-    return None
+    return None if station_id.isprintable() else "station-id-not-printable"
 
 
 def _too_deep(value: bytes, depth: int) -> bool:

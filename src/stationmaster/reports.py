@@ -2,12 +2,14 @@
 
 The form of a report, its keys in this order:
 
-    {"batchId", "topic", "closedBy", "openedAt", "closedAt", "durationSeconds",
+    {"batchId", "topic", "closedBy", "followUp"?, "openedAt", "closedAt", "durationSeconds",
      "ranges": [{"partition", "first", "last"}],
      "counts": {"expected", "succeeded", "noOutput", "failed", "timedOut", "missing", "rejected"},
      "results": [{"stationId", ...the handler's mapping}],
      "unsuccessful": [{"stationId", "outcome", "reason"}],
      "badEntries": [{"index", "reason"}]}
+
+`followUp` is there, and true, where another batch of the same time was before.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ def encode_report(report: BatchReport) -> bytes:
         "batchId": batch.batch_id,
         "topic": batch.topic,
         "closedBy": report.closed_by.value,
+        **({"followUp": True} if batch.follow_up else {}),
         "openedAt": _iso(batch.opened_at),
         "closedAt": _iso(report.closed_at),
         "durationSeconds": round(report.duration_s, 6),

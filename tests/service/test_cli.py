@@ -100,9 +100,9 @@ def test_the_effective_configuration_can_be_printed(
     [
         ("no.such.module:handle", "cannot be imported"),
         ("tests.service.handlers:missing", "has no 'missing'"),
-        ("tests.service.handlers:NOT_A_HANDLER", "expected an async function"),
-        ("tests.service.handlers:not_async", "expected an async function"),
-        ("tests.service.handlers:open_number", "expected an async function"),
+        ("tests.service.handlers:NOT_A_HANDLER", "expected `async def handle(station)`"),
+        ("tests.service.handlers:not_async", "not_async is a plain function; expected"),
+        ("tests.service.handlers:open_number", "int is no function; expected"),
         ("tests.service.handlers:make_number", "expected an async context manager"),
         ("tests.service.broken_module:handle", "its module fails with ZeroDivisionError"),
     ],

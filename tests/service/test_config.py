@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from stationmaster.errors import ConfigError
 from stationmaster.service.config import BatchConfig, Config
-from stationmaster.service.config_reading import load_config, render
+from stationmaster.service.config_reading import load_config
+from stationmaster.service.config_rendering import render
 from stationmaster.service.config_rules import Secret, shown, toml_text
 from stationmaster.service.config_schema import TABLES
-from stationmaster.service.translation import check_settings, kafka_settings
+from stationmaster.service.translation import check_settings, kafka_settings, pipeline_settings
 
 CONFIG = Path(__file__).parents[2] / "config"
 
@@ -186,7 +187,8 @@ def test_six_different_faults_give_exactly_six_lines_each_with_its_path(file: Pa
         'source.kind: "kafak" is no choice; expected "kafka" or "file"',
         (
             "batch.deadlin_s: is unknown (did you mean deadline_s?); "
-            "expected one of by, deadline_s, quorum, max_in_flight, max_in_flight_bytes"
+            "expected one of by, deadline_s, high_priority_deadline_s, quorum, max_in_flight, "
+            "max_in_flight_bytes, max_parked_bytes"
         ),
         "batch.deadline_s: -1 is out of range; expected a number of seconds > 0 and <= 86400",
         'batcher.send_when_idle: "false" is a string; expected true or false',
@@ -218,7 +220,7 @@ def test_six_different_faults_give_exactly_six_lines_each_with_its_path(file: Pa
         ("batch", "deadline_s", 86_400.5, "86400.5 is out of range"),
         ("batch", "quorum", 0, "0 is out of range"),
         ("batch", "quorum", 1.01, "1.01 is out of range"),
-        ("batch", "by", "timestamp", '"timestamp" is no choice'),
+        ("batch", "by", "hour", '"hour" is no choice'),
         ("batch", "by", 1, "1 is a whole number"),
         ("batcher", "send_when_idle", 1, "1 is a whole number"),
         ("batcher", "max_wait_s", -0.001, "-0.001 is out of range"),
@@ -233,10 +235,14 @@ def test_six_different_faults_give_exactly_six_lines_each_with_its_path(file: Pa
         ("kafka", "topics", "stations", '"stations" is a string'),
         ("kafka", "options", 1, "1 is a whole number"),
         ("file", "topic", "wind power", '"wind power" is not of this form'),
-        ("stations", "handler", "plants", '"plants" is neither of them'),
-        ("stations", "handler", "plants.answers:1st", '"plants.answers:1st" is neither of them'),
-        ("stations", "handler", "p" * 70 + ":", f'"{"p" * 60}"... is neither of them'),
+        ("stations", "handler", "plants", '"plants" is none of them'),
+        ("stations", "handler", "plants.answers:1st", '"plants.answers:1st" is none of them'),
+        ("stations", "handler", "p" * 70 + ":", f'"{"p" * 60}"... is none of them'),
         ("stations", "options", {"seed": 2**64}, "holds an integer beyond 64 bits"),
+        ("stations", "job_timeout_s", 0, "0 is out of range"),
+        ("stations", "breaker_failures", -1, "-1 is out of range"),
+        ("stations", "breaker_failures", 1.0, "1.0 is a number with a fraction"),
+        ("stations", "breaker_probe_s", 0, "0 is out of range"),
         ("embeddings", "urls", [], "is empty"),
         ("embeddings", "urls", [f"http://host-{number}" for number in range(65)], "has 65 entries"),
         ("embeddings", "api", "triton", '"triton" is no choice'),
@@ -373,6 +379,13 @@ def test_librdkafkas_keys_are_single_values_and_never_commit_by_themselves(file:
             ),
         ),
         (
+            {"stations": {"idle_s": 30, "breaker_probe_s": 31}},
+            (
+                "stations.idle_s: 30 is less than stations.breaker_probe_s (31);"
+                " expected at least 31: else it is forgotten before it is tried"
+            ),
+        ),
+        (
             {"stations": {"idle_s": 20}},
             (
                 "stations.idle_s: 20 is too short; expected more than 20, batch.deadline_s +"
@@ -411,6 +424,22 @@ def test_values_that_contradict_each_other_are_one_fault(
     file: Path, tables: dict[str, object], fault: str
 ) -> None:
     assert faults_in(file, **tables) == [fault]
+
+
+def test_what_holds_for_stations_reaches_the_pipeline(file: Path) -> None:
+    settings = pipeline_settings(load(file))
+    assert (settings.job_timeout_s, settings.breaker_failures, settings.breaker_probe_s) == (
+        None,
+        3,
+        10.0,
+    )
+    told = ("job_timeout_s=2", "breaker_failures=0", "breaker_probe_s=0.5")
+    settings = pipeline_settings(load(file, *(f"stations.{one}" for one in told)))
+    assert (settings.job_timeout_s, settings.breaker_failures, settings.breaker_probe_s) == (
+        2.0,
+        0,
+        0.5,
+    )
 
 
 def test_the_bounds_between_keys_are_inclusive(file: Path) -> None:
@@ -630,7 +659,10 @@ def test_faults_name_an_origin_that_is_not_the_file(file: Path) -> None:
 
 
 def test_overrides_of_nothing_that_exists_are_faults(file: Path) -> None:
-    keys = "by, deadline_s, quorum, max_in_flight, max_in_flight_bytes"
+    keys = (
+        "by, deadline_s, high_priority_deadline_s, quorum, max_in_flight, max_in_flight_bytes, "
+        "max_parked_bytes"
+    )
     tables = ", ".join(TABLES)
 
     assert faults_of(
@@ -854,7 +886,7 @@ def test_what_is_rendered_loads_again_to_the_same_configuration(file: Path, tmp_
 def test_only_tables_that_are_there_are_rendered(file: Path) -> None:
     text = render(load(file))
 
-    assert set(tomllib.loads(text)) == set(TABLES) - {"file"}
+    assert set(tomllib.loads(text)) == set(TABLES) - {"file", "topic"}
 
 
 # ------------------------------------------------------------------------------------------------------ config/*.toml
@@ -865,8 +897,8 @@ def sample_keys() -> dict[str, dict[str, tuple[str, bool]]]:
     keys: dict[str, dict[str, tuple[str, bool]]] = {}
     before = ""
     for line in (CONFIG / "stationmaster.toml").read_text().splitlines():
-        if table := re.fullmatch(r"\[(\w+)\]", line):
-            keys[table[1]] = {}
+        if table := re.fullmatch(r"\[(\w+)\]|#\[\[(\w+)\]\]", line):
+            keys[table[1] or table[2]] = {}
         elif key := re.fullmatch(r"(#?)(\w+) = (.+)", line):
             assert before.startswith("# "), f"{key[2]} has no line that says what it is for"
             keys[list(keys)[-1]][key[2]] = (key[3], key[1] == "#")
@@ -887,7 +919,9 @@ def test_the_sample_has_the_defaults_of_the_classes() -> None:
             default = table.keys[key_name].default
             if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
                 default = default.factory()
-            assert is_commented == (default is None), f"{name}.{key_name}"
+            assert is_commented == (default is None or table.is_repeated), f"{name}.{key_name}"
+            if key_name == "roster":
+                continue  # an example: an empty one says nothing
             if default is not None and default is not attrs.NOTHING:
                 value = tomllib.loads(f"value = {text}")["value"]
                 assert value == (list(default) if isinstance(default, tuple) else default), key_name
@@ -901,7 +935,7 @@ def test_the_sample_loads_and_so_it_does_with_every_key_uncommented(tmp_path: Pa
     secret = tmp_path / "secret"
     secret.write_text("hush")
     every = tmp_path / "every.toml"
-    uncommented = re.sub(r"(?m)^#(\w+ = )", r"\1", text)
+    uncommented = re.sub(r"(?m)^#(\w+ = |\[\[)", r"\1", text)
     every.write_text(re.sub(r'(_file = )".*"', rf'\1"{secret}"', uncommented))
 
     config = load(every)

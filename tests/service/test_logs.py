@@ -133,6 +133,14 @@ TOLD: list[tuple[events.Event, dict[str, object]]] = [
         {"level": "info", "event": "batch created", "topic": "t", "expected": 2, "in_flight": 3},
     ),
     (
+        events.BatchJoined(
+            batch_id="t_0_7_0",
+            ranges=(OffsetRange(topic="t", partition=1, first=7, last=8),),
+            stations=3,
+        ),
+        {"level": "debug", "event": "batch joined", "stations": 3},
+    ),
+    (
         events.EmptyBatch(batch=a_batch()),
         {"level": "info", "event": "batch empty", "topic": "t"},
     ),
@@ -180,6 +188,103 @@ TOLD: list[tuple[events.Event, dict[str, object]]] = [
     (
         events.LateResult(batch_id="t_0_7_0", station_id="S1"),
         {"level": "debug", "event": "late result", "station_id": "S1"},
+    ),
+    (
+        events.ThreadAbandoned(batch_id="t_0_7_0", station_id="S1", abandoned=1, threads=32),
+        {
+            "level": "warning",
+            "event": "thread goes on after its job was given up",
+            "station_id": "S1",
+            "abandoned": 1,
+            "threads": 32,
+        },
+    ),
+    (
+        events.ThreadAbandoned(batch_id="t_0_7_0", station_id="S1", abandoned=32, threads=32),
+        {
+            "level": "error",
+            "event": "every thread is abandoned: no station is served until one of them ends",
+            "station_id": "S1",
+            "abandoned": 32,
+            "threads": 32,
+        },
+    ),
+    (
+        events.ThreadReturned(
+            batch_id="t_0_7_0", station_id="S1", abandoned=0, seconds=1.2345, error=None
+        ),
+        {
+            "level": "info",
+            "event": "abandoned thread ended",
+            "station_id": "S1",
+            "abandoned": 0,
+            "seconds": 1.234,
+        },
+    ),
+    (
+        events.ThreadReturned(
+            batch_id="t_0_7_0", station_id="S1", abandoned=0, seconds=1.0, error=ValueError("no")
+        ),
+        {
+            "level": "info",
+            "event": "abandoned thread ended in an error",
+            "station_id": "S1",
+            "abandoned": 0,
+            "seconds": 1.0,
+            "error": "ValueError: no",
+        },
+    ),
+    (
+        events.BatchHandlerTrouble(batch_id="t_0_7_0", error=ValueError("no"), unreported=2),
+        {
+            "level": "warning",
+            "event": "batch handler failed",
+            "unreported": 2,
+            "error": "ValueError: no",
+        },
+    ),
+    (
+        events.ResultHookTrouble(batch_id="t_0_7_0", station_id="S1", reason="full"),
+        {
+            "level": "warning",
+            "event": "result hook missed a result",
+            "station_id": "S1",
+            "reason": "full",
+        },
+    ),
+    (
+        events.ResultHookTrouble(
+            batch_id="t_0_7_0", station_id="S1", reason="error", error=ValueError("no")
+        ),
+        {
+            "level": "warning",
+            "event": "result hook failed",
+            "station_id": "S1",
+            "reason": "error",
+            "error": "ValueError: no",
+        },
+    ),
+    (
+        events.StationBreakerOpened(station_id="S1", failures=3),
+        {
+            "level": "warning",
+            "event": "station does not answer: rejected at once until a probe is answered",
+            "station_id": "S1",
+            "timed_out_in_a_row": 3,
+        },
+    ),
+    (
+        events.StationBreakerClosed(station_id="S1", open_s=12.3456),
+        {"level": "info", "event": "station answers again", "station_id": "S1", "down_s": 12.346},
+    ),
+    (
+        events.StationBreakerClosed(station_id="S1", open_s=600.0, given_up=True),
+        {
+            "level": "info",
+            "event": "silent station given up",
+            "station_id": "S1",
+            "down_s": 600.0,
+        },
     ),
     (
         events.StationTrouble(station_id="S1", error=ValueError("no power")),
@@ -574,6 +679,15 @@ def test_each_kind_of_error_has_its_own_minute(one: events.Event, other: events.
     log = Log()
 
     assert len(log.written_for(one, other, one, other)) == 2
+
+
+def test_stations_that_fall_silent_together_are_one_line_a_minute() -> None:
+    together = [
+        events.StationBreakerOpened(station_id=f"S{number}", failures=3) for number in range(100)
+    ]
+    back = [events.StationBreakerClosed(station_id=f"S{number}", open_s=1.0) for number in range(9)]
+
+    assert len(Log().written_for(*together, *back)) == 2
 
 
 def test_the_end_of_an_upload_and_of_a_batch_are_told_always() -> None:

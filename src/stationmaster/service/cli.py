@@ -21,7 +21,8 @@ from stationmaster.service import model_server as model_server_module
 from stationmaster.service import receiver as receiver_module
 from stationmaster.service.app import Observers, Tally, run_service
 from stationmaster.service.children import end_with_parent
-from stationmaster.service.config_reading import load_config, render
+from stationmaster.service.config_reading import load_config
+from stationmaster.service.config_rendering import render
 from stationmaster.service.config_rules import toml_text
 from stationmaster.service.logs import LogObserver, configure_logs
 from stationmaster.service.shutdown import (

@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import attrs
 
 from stationmaster.service.config_rules import (
+    BUILT_IN_HANDLERS,
     Bytes,
     Complaint,
     Count,
+    CountOrZero,
     Depth,
     HandlerName,
+    HookName,
     KafkaOptions,
     Name,
     Options,
     PathText,
+    Roster,
     Seconds,
     SecondsOrZero,
     Secret,
@@ -95,11 +99,25 @@ class FileConfig:
 class BatchConfig:
     """`[batch]`: what is one batch, when it is closed, how many are open."""
 
-    by: Literal["message", "poll"] = "message"
+    by: Literal["message", "poll", "timestamp"] = "message"
     deadline_s: Seconds = 5.0
+    high_priority_deadline_s: Seconds = 3.0
     quorum: Share = 1.0
     max_in_flight: Count = 64
     max_in_flight_bytes: Bytes = 64 * _MIB
+    max_parked_bytes: Bytes = 64 * _MIB
+
+
+@attrs.frozen(kw_only=True)
+class TopicConfig:
+    """`[[topic]]`: what one topic has of its own; None: as `[batch]` says."""
+
+    name: Topic
+    by: Literal["message", "poll", "timestamp"] | None = None
+    deadline_s: Seconds | None = None
+    quorum: Share | None = None
+    priority: Literal["normal", "high"] = "normal"
+    roster: Roster = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -109,9 +127,18 @@ class StationsConfig:
     handler: HandlerName = "embed"
     options: Options = attrs.field(factory=dict, repr=False)
     """Handed to the handler as they are."""
+    on_result: HookName | None = None
+    """None: nothing hears of single results."""
+    threads: Count = 32
+    ordered: bool = True
     queue_capacity: Count = 64
     max_live: Count = 20_000
     idle_s: Seconds = 600.0
+    job_timeout_s: Seconds | None = None
+    """None: only the batch's deadline bounds a job."""
+    breaker_failures: CountOrZero = 3
+    breaker_probe_s: Seconds = 10.0
+    gc_freeze: bool = True
 
 
 @attrs.frozen(kw_only=True)
@@ -221,6 +248,7 @@ class Config:
     kafka: KafkaConfig | None = None
     file: FileConfig | None = None
     batch: BatchConfig = attrs.field(factory=BatchConfig)
+    topic: tuple[TopicConfig, ...] = ()
     stations: StationsConfig = attrs.field(factory=StationsConfig)
     limits: LimitsConfig = attrs.field(factory=LimitsConfig)
     batcher: BatcherConfig = attrs.field(factory=BatcherConfig)
@@ -232,9 +260,10 @@ class Config:
     shutdown: ShutdownConfig = attrs.field(factory=ShutdownConfig)
 
 
-def default_drain_timeout_s(batch: BatchConfig) -> float:
-    """Return how long batches of a revoked partition may take: their deadline, and 5 s for uploads."""
-    return batch.deadline_s + _UPLOAD_MARGIN_S
+def default_drain_timeout_s(config: Config) -> float:
+    """Return how long batches of a revoked partition may take: the longest deadline, and 5 s for uploads."""
+    deadlines = [topic.deadline_s for topic in config.topic if topic.deadline_s is not None]
+    return max([config.batch.deadline_s, *deadlines]) + _UPLOAD_MARGIN_S
 
 
 def needed_tables(tree: Mapping[str, Any]) -> frozenset[str]:
@@ -244,7 +273,7 @@ def needed_tables(tree: Mapping[str, Any]) -> frozenset[str]:
         case {"kind": "kafka" | "file" as kind}:
             needed.add(kind)
     match tree.get("stations"):
-        case {"handler": handler} if handler != "embed":
+        case {"handler": handler} if handler not in BUILT_IN_HANDLERS:
             pass
         case _:
             needed.add("embeddings")
@@ -254,6 +283,7 @@ def needed_tables(tree: Mapping[str, Any]) -> frozenset[str]:
 # (what must be at least, what, why)
 _AT_LEAST: Final = (
     ("stations.queue_capacity", "batch.max_in_flight", "each open batch may queue one job"),
+    ("stations.idle_s", "stations.breaker_probe_s", "else it is forgotten before it is tried"),
     ("batch.max_in_flight_bytes", "limits.message_bytes", "the largest message must fit"),
     ("limits.report_bytes", "limits.result_bytes", "the largest result must fit"),
     ("batcher.max_batch_rows", "batcher.min_batch_rows", "a call has both bounds"),

@@ -8,9 +8,8 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -29,9 +28,12 @@ from stationmaster.service.config_rules import (
     misfit,
     printable,
     toml_key,
-    toml_text,
 )
 from stationmaster.service.config_schema import TABLES, Key, Table, structure
+from stationmaster.service.config_topics import faults_of_topics
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 _ENVIRONMENT_PREFIX: Final = "STATIONMASTER_"
 _LARGEST_FILE_BYTES: Final = 1_048_576
@@ -81,47 +83,6 @@ def load_config(
     return reader.finish()
 
 
-def render(config: Config) -> str:
-    """Return the configuration in effect as TOML that loads again; of a secret only that it is set."""
-    lines: list[str] = []
-    for name, described in TABLES.items():
-        table = getattr(config, name)
-        if table is None:
-            continue
-        lines.append(f"[{name}]")
-        for key in described.keys:
-            value = getattr(table, key)
-            if isinstance(value, Secret):
-                lines.append(f"# {key} is set, and hidden")
-                continue
-            if isinstance(value, Mapping):
-                value, hidden = _without_secrets(value, toml_key(key))
-                lines += [f"# {option} is set, and hidden" for option in hidden]
-            if (name, key) == ("upload", "url") and "?" in value:
-                value = value.partition("?")[0]
-                lines.append("# the query of url is set, and hidden")
-            if value is not None:
-                lines.append(f"{key} = {toml_text(value)}")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _without_secrets(options: Mapping[str, Any], path: str) -> tuple[dict[str, Any], list[str]]:
-    """Leave out what has a secret's name, at any depth; return the rest, and the paths of what was left out."""
-    shown: dict[str, Any] = {}
-    hidden: list[str] = []
-    for name, value in options.items():
-        here = f"{path}.{toml_key(name)}"
-        if is_secret_name(name):
-            hidden.append(here)
-        elif isinstance(value, Mapping):
-            shown[name], below = _without_secrets(value, here)
-            hidden += below
-        else:
-            shown[name] = value
-    return shown, hidden
-
-
 # ---------------------------------------------------------------------------------------------------------- a reader
 
 
@@ -151,7 +112,10 @@ class _Reader:
         """Lay one value, given as text, over the file's."""
         table, _, name = path.partition(".")
         key = TABLES[table].keys.get(name) if table in TABLES else None
-        if key is None:
+        if key is not None and TABLES[table].is_repeated:
+            wrong = f"cannot be set here: [[{table}]] may stand several times"
+            self.complain(path, Complaint(wrong, "it in the file"), origin=origin)
+        elif key is None:
             self.complain(printable(path), _unknown(table, name), origin=origin)
         elif not _is_unicode(text):
             self.complain(path, Complaint("is not UTF-8", key.expected), origin=origin)
@@ -193,33 +157,53 @@ class _Reader:
         for name in self.tree:
             if name not in TABLES:
                 self.complain(toml_key(name), _unknown(name, ""))
-        tables = {
-            name: self.read_table(name, table)
-            for name, table in TABLES.items()
-            if name in self.tree or name in needed or not table.is_optional
-        }
-        for paths, complaint in faults_between(self.values):
-            origins = [self.origins[path] for path in paths if path in self.origins]
-            self.complain(paths[0], complaint, origin=", ".join(origins))
+        tables: dict[str, Any] = {}
+        for name, table in TABLES.items():
+            if table.is_repeated:
+                tables[name] = self.read_rows(name, table)
+            elif name in self.tree or name in needed or not table.is_optional:
+                tables[name] = self.read_table(name, table, self.tree.get(name, {}))
+        for faults in (
+            faults_between(self.values),
+            faults_of_topics(self.values, tables["topic"]),
+        ):
+            for paths, complaint in faults:
+                origins = [self.origins[path] for path in paths if path in self.origins]
+                self.complain(paths[0], complaint, origin=", ".join(origins))
         if self.faults:
             raise ConfigError(self.faults)
-        config = Config(**{name: TABLES[name].make(**values) for name, values in tables.items()})
+        made: dict[str, Any] = {}
+        for name, values in tables.items():
+            make = TABLES[name].make
+            if TABLES[name].is_repeated:
+                made[name] = tuple(make(**row) for row in values)
+            else:
+                made[name] = make(**values)
+        config = Config(**made)
         if config.kafka is None or config.kafka.drain_timeout_s is not None:
             return config
-        drain_timeout_s = default_drain_timeout_s(config.batch)
+        drain_timeout_s = default_drain_timeout_s(config)
         return attrs.evolve(
             config, kafka=attrs.evolve(config.kafka, drain_timeout_s=drain_timeout_s)
         )
 
-    def read_table(self, name: str, table: Table) -> dict[str, Any]:
+    def read_rows(self, name: str, table: Table) -> list[dict[str, Any]]:
+        """Return the values of each `[[name]]`."""
+        raw = self.tree.get(name, [])
+        if type(raw) is not list:
+            self.complain(name, Complaint(misfit(raw), f"any number of tables [[{name}]]"))
+            return []
+        return [self.read_table(f"{name}[{at}]", table, row) for at, row in enumerate(raw)]
+
+    def read_table(self, name: str, table: Table, raw: object) -> dict[str, Any]:
         """Return the values that the table has; complain about every wrong, missing and unknown key."""
-        raw = self.tree.get(name, {})
         if type(raw) is not dict:
             self.complain(name, Complaint(misfit(raw), f"a table [{name}]"))
             return {}
         for key_name in raw:
             if key_name not in table.keys:
-                self.complain(f"{name}.{toml_key(key_name)}", _unknown(name, key_name))
+                complaint = _unknown(name.partition("[")[0], key_name)
+                self.complain(f"{name}.{toml_key(key_name)}", complaint)
         values: dict[str, Any] = {}
         for key_name, key in table.keys.items():
             path = f"{name}.{key_name}"

@@ -25,6 +25,7 @@ _URL_CHARACTERS: Final = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+")
 _HOST_AND_PORT: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _HANDLER: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
+BUILT_IN_HANDLERS: Final = ("embed", "embed_batch")
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 _SECRET_NAME: Final = re.compile(
     r"(?:^|[._-])(?:password|passphrase|secret|token|api_?key|private_?key|key\.pem)$",
@@ -243,9 +244,11 @@ def _several(expected: str, *, most: int | None = None, least: int = 0) -> Rule:
             yield Complaint("is empty", expected)
         if most is not None and len(values) > most:
             yield Complaint(f"has {len(values)} entries", expected)
+        known: set[object] = set()
         for index, value in enumerate(values):
-            if value in values[:index]:
+            if value in known:
                 yield Complaint("stands in the list twice", expected, f"[{index}]")
+            known.add(value)
 
     return Rule(expected, complaints)
 
@@ -291,6 +294,7 @@ SecondsOrZero: TypeAlias = Annotated[
 ]
 Share: TypeAlias = Annotated[float, _number("a share", above=0, most=1)]
 Count: TypeAlias = Annotated[int, _number("a whole number", least=1, most=_MOST_COUNT)]
+CountOrZero: TypeAlias = Annotated[int, _number("a whole number", least=0, most=_MOST_COUNT)]
 Depth: TypeAlias = Annotated[int, _number("a whole number", least=1, most=256)]
 Bytes: TypeAlias = Annotated[int, _number("a whole number of bytes", least=1, most=_MOST_BYTES)]
 Status: TypeAlias = Annotated[int, _number("an HTTP status code", least=400, most=599)]
@@ -301,18 +305,25 @@ PathText: TypeAlias = Annotated[str, _text("the path of a file", lambda _: "")]
 Topic: TypeAlias = Annotated[
     str, _matching("a topic's name (letters, digits, '.', '_', '-'; at most 249)", _TOPIC)
 ]
+StationId: TypeAlias = Annotated[
+    str, _text(f"a station's id of at most {_MOST_CHARS} printable characters", lambda _: "")
+]
+Roster: TypeAlias = Annotated[
+    tuple[StationId, ...], _several("a list of different station ids", most=_MOST_COUNT)
+]
 Servers: TypeAlias = Annotated[str, _text('"host:port", several joined by commas', _wrong_servers)]
 HandlerName: TypeAlias = Annotated[
     str,
     _text(
-        '"embed" or "package.module:name"',
+        '"embed", "embed_batch" or "package.module:name"',
         lambda value: (
             ""
-            if value == "embed" or _HANDLER.fullmatch(value)
-            else f"{shown(value)} is neither of them"
+            if value in BUILT_IN_HANDLERS or _HANDLER.fullmatch(value)
+            else f"{shown(value)} is none of them"
         ),
     ),
 ]
+HookName: TypeAlias = Annotated[str, _matching('"package.module:name"', _HANDLER)]
 Url: TypeAlias = Annotated[str, _text("an http or https URL without credentials", _wrong_url)]
 BaseUrl: TypeAlias = Annotated[
     str, _text("an http or https URL without credentials and query", _wrong_base_url)

@@ -52,18 +52,29 @@ class Table:
     make: Callable[..., Any]
     is_optional: bool
     keys: Mapping[str, Key]
+    is_repeated: bool = False
+    """It stands in the file any number of times, as `[[name]]`."""
 
 
 def _describe_tables() -> Iterator[tuple[str, Table]]:
     for table in attrs.fields(attrs.resolve_types(Config)):
-        made = _without_none(table.type)
+        is_repeated = _origin(table.type) is tuple
+        made = get_args(table.type)[0] if is_repeated else _without_none(table.type)
         keys = {
             key.name: Key(
                 kind=_without_none(key.type), default=key.default, expected=_expected(key.type)
             )
             for key in attrs.fields(attrs.resolve_types(made))
         }
-        yield table.name, Table(make=made, is_optional=table.default is None, keys=keys)
+        yield (
+            table.name,
+            Table(
+                make=made,
+                is_optional=table.default is None,
+                keys=keys,
+                is_repeated=is_repeated,
+            ),
+        )
 
 
 def _without_none(kind: Kind) -> Kind:

@@ -13,6 +13,8 @@ from stationmaster.batch import ClosedBy, Outcome
 from stationmaster.events import (
     BatchClosed,
     BatchDropped,
+    BatchHandlerTrouble,
+    BatchJoined,
     BatchOpened,
     BatchWithdrawn,
     CallAbandoned,
@@ -35,14 +37,19 @@ from stationmaster.events import (
     PartitionsLost,
     PartitionsRevoked,
     RequestSubmitted,
+    ResultHookTrouble,
     SourcePaused,
     SourceRecovered,
     SourceTrouble,
     StateMovedAside,
     StationAnswered,
+    StationBreakerClosed,
+    StationBreakerOpened,
     StationTrouble,
     StoreBlocked,
     StoreUnblocked,
+    ThreadAbandoned,
+    ThreadReturned,
     UploadDone,
     UploadFailed,
     UploadKept,
@@ -79,13 +86,18 @@ def line_of(event: Event) -> Line:
     """Return the line for an event."""
     match event:
         case BatchOpened(batch=batch):
-            expected = len(batch.entries)
+            expected = len({*batch.entries, *batch.roster})
             fields = {"topic": batch.topic, "expected": expected, "in_flight": event.in_flight}
             if batch.bad_entries:
                 fields["bad_entries"] = len(batch.bad_entries)
             if batch.mislabelled:
                 fields["mislabelled"] = batch.mislabelled
+            if batch.follow_up:
+                fields["follow_up"] = True
             return Line("info", "batch created", {"batch_id": batch.batch_id, **fields})
+        case BatchJoined():
+            fields = {"batch_id": event.batch_id, "stations": event.stations}
+            return Line("debug", "batch joined", fields)
         case EmptyBatch(batch=batch):
             return Line("info", "batch empty", {"batch_id": batch.batch_id, "topic": batch.topic})
         case BatchClosed(report=report):
@@ -105,6 +117,10 @@ def line_of(event: Event) -> Line:
             return Line("warning", "dead letter", fields, kind=reason)
         case StationAnswered() | LateResult() | StationTrouble():
             return _station_line(event)
+        case StationBreakerOpened() | StationBreakerClosed():
+            return _breaker_line(event)
+        case ThreadAbandoned() | ThreadReturned() | BatchHandlerTrouble() | ResultHookTrouble():
+            return _handler_line(event)
         case UploadDone() | UploadRejected() | UploadRetried() | UploadFailed() | UploadKept():
             return _upload_line(event)
         case UploadsDiverted() | UploadsResumed() | OutboxDelivered() | OutboxRetried():
@@ -152,6 +168,55 @@ def _station_line(event: StationAnswered | LateResult | StationTrouble) -> Line:
         case StationTrouble(error=error):
             fields["error"] = _error(error)
             return Line("warning", "station trouble", fields, kind=type(error).__name__)
+        case _:
+            assert_never(event)
+
+
+def _handler_line(
+    event: ThreadAbandoned | ThreadReturned | BatchHandlerTrouble | ResultHookTrouble,
+) -> Line:
+    fields: dict[str, Any] = {"batch_id": event.batch_id}
+    match event:
+        case ThreadAbandoned():
+            fields.update(
+                station_id=event.station_id, abandoned=event.abandoned, threads=event.threads
+            )
+            if event.abandoned >= event.threads:
+                text = "every thread is abandoned: no station is served until one of them ends"
+                return Line("error", text, fields, kind="all")
+            return Line("warning", "thread goes on after its job was given up", fields, kind="one")
+        case ThreadReturned():
+            fields.update(station_id=event.station_id, abandoned=event.abandoned)
+            fields["seconds"] = round(event.seconds, 3)
+            if event.error is None:
+                return Line("info", "abandoned thread ended", fields, kind="ended")
+            fields["error"] = _error(event.error)
+            return Line("info", "abandoned thread ended in an error", fields, kind="error")
+        case BatchHandlerTrouble(error=error):
+            fields.update(unreported=event.unreported, error=_error(error))
+            return Line("warning", "batch handler failed", fields, kind=type(error).__name__)
+        case ResultHookTrouble():
+            fields.update(station_id=event.station_id, reason=event.reason)
+            if event.error is None:
+                return Line("warning", "result hook missed a result", fields, kind=event.reason)
+            fields["error"] = _error(event.error)
+            return Line("warning", "result hook failed", fields, kind=type(event.error).__name__)
+        case _:
+            assert_never(event)
+
+
+def _breaker_line(event: StationBreakerOpened | StationBreakerClosed) -> Line:
+    """Tell once a minute: stations often fail together."""
+    fields: dict[str, Any] = {"station_id": event.station_id}
+    match event:
+        case StationBreakerOpened():
+            fields["timed_out_in_a_row"] = event.failures
+            text = "station does not answer: rejected at once until a probe is answered"
+            return Line("warning", text, fields, kind="opened")
+        case StationBreakerClosed():
+            fields["down_s"] = round(event.open_s, 3)
+            text = "silent station given up" if event.given_up else "station answers again"
+            return Line("info", text, fields, kind="closed")
         case _:
             assert_never(event)
 

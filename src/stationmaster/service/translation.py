@@ -11,7 +11,8 @@ from stationmaster.errors import ConfigError
 from stationmaster.handlers import EmbedOptions
 from stationmaster.kafka import KafkaSettings
 from stationmaster.messages import Limits
-from stationmaster.settings import PipelineSettings
+from stationmaster.service.config_rules import BUILT_IN_HANDLERS
+from stationmaster.settings import PipelineSettings, TopicSettings
 
 if TYPE_CHECKING:
     from stationmaster.service.config import Config, KafkaConfig
@@ -24,7 +25,7 @@ def check_settings(config: Config) -> None:
         ConfigError: with every fault.
     """
     faults: list[str] = []
-    if config.stations.handler == "embed":
+    if config.stations.handler in BUILT_IN_HANDLERS:
         try:
             EmbedOptions.read(config.stations.options)
         except ConfigError as error:
@@ -81,14 +82,32 @@ def pipeline_settings(config: Config) -> PipelineSettings:
     """Translate what concerns batches, stations and their bounds."""
     batch, stations, limits, upload = config.batch, config.stations, config.limits, config.upload
     return PipelineSettings(
-        by=batch.by,
+        # Each topic has its own then: without a roster `load_config` refuses it.
+        by="message" if batch.by == "timestamp" else batch.by,
         deadline_s=batch.deadline_s,
+        high_priority_deadline_s=batch.high_priority_deadline_s,
         quorum=batch.quorum,
+        topics={
+            topic.name: TopicSettings(
+                by=topic.by or batch.by,
+                deadline_s=topic.deadline_s,
+                quorum=topic.quorum,
+                priority=topic.priority,
+                roster=topic.roster,
+            )
+            for topic in config.topic
+        },
         max_in_flight=batch.max_in_flight,
         max_in_flight_bytes=batch.max_in_flight_bytes,
+        max_parked_bytes=batch.max_parked_bytes,
         queue_capacity=stations.queue_capacity,
         max_live=stations.max_live,
         idle_s=stations.idle_s,
+        threads=stations.threads,
+        ordered=stations.ordered,
+        job_timeout_s=stations.job_timeout_s,
+        breaker_failures=stations.breaker_failures,
+        breaker_probe_s=stations.breaker_probe_s,
         limits=Limits(
             message_bytes=limits.message_bytes,
             json_depth=limits.json_depth,

@@ -71,6 +71,8 @@ def read_upload(raw: bytes, *, encoding: str, key: str) -> Upload:
         raise RefusedUploadError("Idempotency-Key: expected the body's batchId")
     if _get(form, "closedBy", str) not in {rule.value for rule in ClosedBy}:
         raise RefusedUploadError("closedBy: not one of the known rules")
+    if not isinstance(form.get("followUp", False), bool):
+        raise RefusedUploadError("followUp: expected true or false")
     for name in ("openedAt", "closedAt"):
         _check_time(name, _get(form, name, str))
     duration_s = form.get("durationSeconds")

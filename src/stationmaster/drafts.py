@@ -1,0 +1,156 @@
+"""Drafts: what the messages of one batch hold together, before it is opened and while others may still join it.
+
+The ids come from the data alone. With `by="message"` the same record gives the same id after a redelivery. Otherwise
+the id names the offsets, which a redelivery may cut differently; with `by="timestamp"` it therefore changes when
+messages join, and the report has the last one: a target that honours ids must never take the half for the whole.
+All ids hold the records' time: the offsets of a topic that was made anew begin again.
+
+A range is a run of polled records of one partition without any other record between: what was refused counts when its
+own letter is durable, what belongs to another batch when that is delivered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from stationmaster.batch import BadEntry, Message, OffsetRange
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from stationmaster.settings import Boundary
+
+
+@attrs.define(eq=False)
+class _Run:
+    """Records of one partition, in a row."""
+
+    partition: int
+    generation: int
+    first: int
+    last: int
+    stamp: int
+    """The first one's time."""
+    follows: int | None
+    """Offset of the record that was polled before the first."""
+
+
+@attrs.define(eq=False, kw_only=True)
+class Draft:
+    """A batch without its deadline. It may grow."""
+
+    topic: str
+    by: Boundary
+    group_id: str
+    timestamp: datetime
+    """Of its first message; of all of them with `by="timestamp"`."""
+    entries: dict[str, tuple[Mapping[str, Any], ...]] = attrs.field(factory=dict, init=False)
+    last_message: dict[str, Message] = attrs.field(factory=dict, init=False)
+    bad_entries: tuple[BadEntry, ...] = attrs.field(default=(), init=False)
+    mislabelled: int = attrs.field(default=0, init=False)
+    duplicates: int = attrs.field(default=0, init=False)
+    size_bytes: int = attrs.field(default=0, init=False)
+    _runs: list[_Run] = attrs.field(factory=list, init=False)
+    _latest: dict[tuple[int, int], _Run] = attrs.field(factory=dict, init=False)
+    """Partition and generation -> the run that may go on."""
+
+    @property
+    def key(self) -> tuple[str, datetime]:
+        """What messages of the same batch share, with `by="timestamp"`."""
+        return self.topic, self.timestamp
+
+    @property
+    def ranges(self) -> tuple[OffsetRange, ...]:
+        """What it covers, in order."""
+        return tuple(
+            OffsetRange(
+                topic=self.topic,
+                partition=run.partition,
+                first=run.first,
+                last=run.last,
+                generation=run.generation,
+            )
+            for run in self._sorted_runs()
+        )
+
+    @property
+    def batch_id(self) -> str:
+        """Its id, as long as nothing more is added."""
+        runs = self._sorted_runs()
+        if self.by == "message":
+            return f"{self.topic}_{runs[0].partition}_{runs[0].first}_{runs[0].stamp // 1000}"
+        spans = (f"{self.topic}/{r.partition}/{r.first}-{r.last}@{r.stamp}" for r in runs)
+        digest = hashlib.sha256("\n".join([self.group_id, *spans]).encode()).hexdigest()[:16]
+        return f"{self.topic}_{digest}"
+
+    def add(self, messages: Iterable[Message]) -> None:
+        """Join messages of its topic, in order within each partition."""
+        readings: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
+        bad_entries: list[BadEntry] = []
+        named = len(self.entries)
+        for message in messages:
+            for station_id, reading in zip(message.station_ids, message.readings, strict=True):
+                readings[station_id].append(reading)
+            self.last_message.update(dict.fromkeys(message.station_ids, message))
+            self.duplicates += len(message.station_ids)
+            bad_entries += message.bad_entries
+            self.mislabelled += message.topic_differs
+            self.size_bytes += message.size_bytes
+            self._cover(message)
+        for station_id, known in readings.items():
+            self.entries[station_id] = (*self.entries.get(station_id, ()), *known)
+        self.duplicates -= len(self.entries) - named
+        if bad_entries:
+            self.bad_entries = (*self.bad_entries, *bad_entries)
+
+    def absorb(self, other: Draft) -> None:
+        """Join another draft of the same time."""
+        for station_id, known in other.entries.items():
+            self.duplicates += station_id in self.entries
+            self.entries[station_id] = (*self.entries.get(station_id, ()), *known)
+        self.last_message.update(other.last_message)
+        if other.bad_entries:
+            self.bad_entries = (*self.bad_entries, *other.bad_entries)
+        self.mislabelled += other.mislabelled
+        self.duplicates += other.duplicates
+        self.size_bytes += other.size_bytes
+        for run in other._runs:
+            key = run.partition, run.generation
+            latest = self._latest.get(key)
+            if latest is not None and latest.last == run.follows:
+                latest.last = run.last
+            else:
+                self._runs.append(run)
+                self._latest[key] = run
+
+    def _cover(self, message: Message) -> None:
+        key = message.partition, message.generation
+        run = self._latest.get(key)
+        if run is not None and message.follows in {None, run.last}:
+            run.last = message.offset
+            return
+        run = self._latest[key] = _Run(
+            message.partition,
+            message.generation,
+            message.offset,
+            message.offset,
+            message.record_timestamp_ms,
+            message.follows,
+        )
+        self._runs.append(run)
+
+    def _sorted_runs(self) -> list[_Run]:
+        return sorted(self._runs, key=lambda run: (run.partition, run.generation, run.first))
+
+
+def draft_batch(messages: Sequence[Message], *, by: Boundary, group_id: str) -> Draft:
+    """Join messages of one topic (at least one, in order within each partition) into one draft."""
+    first = messages[0]
+    draft = Draft(topic=first.topic, by=by, group_id=group_id, timestamp=first.timestamp)
+    draft.add(messages)
+    return draft
