@@ -174,6 +174,9 @@ class Stock:
             if not state.exists():
                 continue
             with closing(sqlite3.connect(state)) as db:
+                tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+                if not {"outbox", "dead_letters"} <= tables:
+                    continue  # its owner is just making it: it holds nothing
                 for (body,) in db.execute("SELECT body FROM outbox"):
                     kept |= _placed(body)
                 rows = db.execute('SELECT partition, "offset", value FROM dead_letters')
