@@ -41,11 +41,12 @@ async def main() -> None:
         calls = batcher.statistics().calls
 
     for batch_id, report in sink.reports.items():
-        late = [
-            result.station_id for result in report.results if result.outcome.value == "timedOut"
-        ]
+        missed = {
+            result.station_id: result.outcome.value for result in report.results if not result.value
+        }
         print(
-            f"{batch_id}: closed by {report.closed_by.value} after {report.duration_s:.1f} s, late: {late}"
+            f"{batch_id}: closed by {report.closed_by.value} after {report.duration_s:.1f} s, "
+            f"without {missed}"
         )
     print(f"{calls} calls to the model for 9 texts")
 
