@@ -10,6 +10,8 @@ import pytest
 
 from tests.kafka_broker import run_kafka_broker
 
+pytestmark = [pytest.mark.slow, pytest.mark.once]
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -29,7 +31,6 @@ def goals_told_by(name: str, *options: str) -> dict[str, str]:
     return {row[0]: row[-1] for row in rows[2:]}
 
 
-@pytest.mark.slow
 def test_the_core_benchmark_measures_its_goals(tmp_path: Path) -> None:
     cases = ("--cases", "jobs,waiting,growth,law")  # "stuck" waits for real deadlines
     options = ("--alone", *cases, "--jobs", "400", "--slots", "1,5", "--growth", "10,20")
@@ -40,7 +41,6 @@ def test_the_core_benchmark_measures_its_goals(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in-flight.svg", "job-cost.svg"]
 
 
-@pytest.mark.slow
 def test_the_deadline_benchmark_measures_its_goals() -> None:
     told = goals_told_by("deadline", "--seconds", "0.4", "--gc", "tuned", "--cases", "C5")
 
@@ -48,7 +48,6 @@ def test_the_deadline_benchmark_measures_its_goals() -> None:
     assert "?" not in told.values()
 
 
-@pytest.mark.slow
 def test_the_memory_benchmark_measures_its_goals(tmp_path: Path) -> None:
     options = ("--stations", "400", "--messages", "400", "--early", "100")
     told = goals_told_by("memory", *options, "--plots", str(tmp_path))
@@ -58,7 +57,6 @@ def test_the_memory_benchmark_measures_its_goals(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["long-run.svg"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("case", "goal"), [("upload", "K1"), ("ingest", "K2")])
 def test_the_pipeline_benchmark_reaches_its_last_message(case: str, goal: str) -> None:
     with run_kafka_broker() as broker:

@@ -506,7 +506,9 @@ def opened_unparsed(names: list[str]) -> Collector:
 
 
 @pytest.mark.parametrize(
-    "max_live", [400, pytest.param(20_000, marks=pytest.mark.slow)], ids=lambda n: f"live-{n}"
+    "max_live",
+    [400, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.once])],
+    ids=lambda n: f"live-{n}",
 )
 async def test_more_stations_in_one_message_than_may_live_do_not_go_beyond_the_bound(
     autojump_clock: MockClock, max_live: int
@@ -531,7 +533,9 @@ async def test_more_stations_in_one_message_than_may_live_do_not_go_beyond_the_b
 
 
 @pytest.mark.parametrize(
-    "max_live", [2_000, pytest.param(20_000, marks=pytest.mark.slow)], ids=lambda n: f"live-{n}"
+    "max_live",
+    [2_000, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.once])],
+    ids=lambda n: f"live-{n}",
 )
 async def test_five_times_more_stations_over_time_keep_to_the_bound_and_the_longest_idle_go(
     autojump_clock: MockClock, max_live: int
