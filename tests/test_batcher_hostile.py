@@ -139,12 +139,15 @@ def test_an_odd_answer_or_error_is_that_of_its_call_and_the_next_one_works(
 @pytest.mark.parametrize("how", ["embed", "embed_many"])
 def test_the_greatest_deadline_there_is_is_no_deadline(how: str) -> None:
     async def main() -> None:
-        async with open_batcher(ScriptedEmbedder(seconds_per_call=0.01)) as batcher:
+        embedder = ScriptedEmbedder(seconds_per_call=0.01)
+        async with open_batcher(embedder) as batcher:
             for _ in range(2):
                 if how == "embed":
-                    await batcher.embed("a", deadline=sys.float_info.max)
+                    got = await batcher.embed("a", deadline=sys.float_info.max)
                 else:
-                    await batcher.embed_many(["a"], deadline=sys.float_info.max)
+                    (got,) = await batcher.embed_many(["a"], deadline=sys.float_info.max)
+                assert got == embedder.vector("a")
+        assert batcher.statistics().expired_rows == 0
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
 

@@ -261,6 +261,7 @@ async def test_a_cancelled_call_closes_its_connection_and_the_others_go_on() -> 
             nursery.cancel_scope.cancel()
         await s.servers[0].open_connections.wait_value(0)
         await s.embed("b")
+        assert [seen.in_flight for seen in s.endpoints.statistics()] == [0, 0]
 
 
 # ------------------------------------------------------------------------------- behind the batcher
