@@ -229,7 +229,7 @@ async def test_an_input_made_by_hand_has_no_nursery_and_says_so() -> None:
     with pytest.raises(RuntimeError, match="station A has no task"):
         station.nursery  # noqa: B018 - the look is the test
     async with trio.open_nursery() as nursery:
-        assert attrs.evolve(station, nursery=nursery).nursery is nursery
+        assert attrs.evolve(station, lend_nursery=lambda: nursery).nursery is nursery
 
 
 def test_an_input_names_its_batch_and_its_message() -> None:

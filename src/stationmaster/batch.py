@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     import trio
@@ -165,7 +165,7 @@ class StationInput:
     batch: Batch
     message: Message
     """The last message of the batch that names this station."""
-    _nursery: trio.Nursery | None = attrs.field(default=None, repr=False)
+    _lend_nursery: Callable[[], trio.Nursery] | None = attrs.field(default=None, repr=False)
 
     @property
     def nursery(self) -> trio.Nursery:
@@ -176,11 +176,11 @@ class StationInput:
         Raises:
             RuntimeError: this input was made by hand, without a station.
         """
-        if self._nursery is None:
+        if self._lend_nursery is None:
             raise RuntimeError(
                 f"station {self.station_id} has no task: this input was made by hand"
             )
-        return self._nursery
+        return self._lend_nursery()
 
     @property
     def batch_id(self) -> str:
@@ -217,6 +217,8 @@ class Outcome(enum.Enum):
     TIMED_OUT = "timedOut"
     MISSING = "missing"
     REJECTED = "rejected"
+
+    __hash__ = object.__hash__  # enum's own is a step of Python for every look into a table
 
 
 class ClosedBy(enum.Enum):

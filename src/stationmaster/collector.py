@@ -42,6 +42,7 @@ class Collector:
         "_absent",
         "_answers",
         "_bytes_left",
+        "_detailed",
         "_expected",
         "_observer",
         "_outcomes",
@@ -84,6 +85,7 @@ class Collector:
         self._quorum = quorum
         self._bytes_left = report_bytes
         self._observer = observer
+        self._detailed = observer.detailed
         self._waits = waits
         self._absent = dict.fromkeys(name for name in batch.roster if name not in batch.entries)
         self._expected = self._count_expected()
@@ -119,36 +121,39 @@ class Collector:
 
     def settle(self, result: StationResult) -> None:
         """Take a station's outcome."""
-        station_id = result.station_id
+        station_id, outcomes = result.station_id, self._outcomes
         if self.closed:
             if result.outcome in _ANSWERS:
                 self._observer.observe(
                     LateResult(batch_id=self.batch.batch_id, station_id=station_id)
                 )
             return
-        if station_id in self._outcomes:
+        if station_id in outcomes:
             return
-        if len(result.encoded) > self._bytes_left:
+        size = len(result.encoded)
+        if size > self._bytes_left:
             result = StationResult(
                 station_id, Outcome.FAILED, None, "the report is full (limits.report_bytes)"
             )
-        self._bytes_left -= len(result.encoded)
-        self._outcomes[station_id] = result
-        if result.outcome in _ANSWERS:
+        else:
+            self._bytes_left -= size
+        outcomes[station_id] = result
+        outcome = result.outcome
+        if outcome in _ANSWERS:
             self._answers += 1
-        elif result.outcome is Outcome.REJECTED:  # not a job that timed out before its batch
+        elif outcome is Outcome.REJECTED:  # not a job that timed out before its batch
             self._rejected += 1
-        if self._observer.detailed:
+        if self._detailed:
             self._observer.observe(
                 StationAnswered(
                     batch_id=self.batch.batch_id,
                     station_id=station_id,
-                    outcome=result.outcome,
-                    answered=len(self._outcomes),
+                    outcome=outcome,
+                    answered=len(outcomes),
                     expected=self._expected,
                 )
             )
-        if len(self._outcomes) == self._expected or self._quorum_reached():
+        if len(outcomes) == self._expected or (self._quorum < 1 and self._quorum_reached()):
             self.done.set()
 
     def close(self, *, closed_at: datetime) -> BatchReport:

@@ -63,7 +63,8 @@ class Intake:
 
     def nudge(self) -> None:
         """Let a waiting poller look again."""
-        self._left.unpark_all()
+        if self._left:
+            self._left.unpark_all()
         if self._busy_elsewhere is not None:
             self._busy_elsewhere.cancel()
 

@@ -71,7 +71,7 @@ def answer_of(station_id: str, value: object, *, most_bytes: int) -> StationResu
     """
     if value is None:
         return StationResult(station_id, Outcome.NO_OUTPUT, None, "the handler returned None")
-    if not isinstance(value, Mapping):
+    if type(value) is not dict and not isinstance(value, Mapping):
         reason = f"the handler returned {type(value).__name__}, expected a mapping or None"
         return StationResult(station_id, Outcome.FAILED, None, reason)
     row: dict[str, Any] = {"stationId": station_id}

@@ -181,7 +181,6 @@ class Poller:
 
     async def _parse(self, record: Record, *, urgent: bool) -> None:
         """Parse the first record of a row: its turn has come."""
-        await trio.lowlevel.checkpoint()
         parsed = parse_message(record, self._settings.limits)
         if isinstance(parsed, Refusal):
             await self._refuse(record, parsed)

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from stationmaster.abc import Observer, StationHandler
 
 _LOOKED_AT = 64  # stations that an estimate looks at: more do not move a median
-_SLICE = 32  # stations between two checkpoints: keeps other batches' deadlines within a millisecond
+_SLICE = 512  # units of work between two checkpoints, about 2 us each: other batches' deadlines wait so long
+_QUEUED, _WOKEN, _MADE = 1, 8, 32  # units: a job for a busy station, for an idle one, and a station made or given up
 
 
 class Stations:
@@ -53,6 +54,8 @@ class Stations:
         self._max_live = max_live
         self._idle_s = idle_s
         self._live: dict[str, Station] = {}
+        self._in_a_row = 0
+        """Units of work since the last checkpoint of a hand-over."""
         self._idle = idle
 
     def __len__(self) -> int:
@@ -70,11 +73,11 @@ class Stations:
                 break
             if station_id not in self._live:
                 self._start(station_id)
-            if not index % _SLICE:
+            if not index % (_SLICE // _MADE):
                 await trio.lowlevel.checkpoint()
         await trio.lowlevel.checkpoint()
 
-    async def hand_over(
+    async def hand_over(  # noqa: ASYNC910 - small batches in a row make one slice
         self, collecting: Collecting, station_ids: Iterable[str] | None = None, /
     ) -> None:
         """Queue a job of this batch at every station that it has data of, or settle it as rejected.
@@ -86,27 +89,35 @@ class Stations:
             collecting: the open batch.
             station_ids: those of its stations that joined it; None: all.
         """
-        await trio.lowlevel.checkpoint()
         entries = collecting.batch.entries if station_ids is None else station_ids
-        for index, station_id in enumerate(tuple(entries), 1):  # others may join meanwhile
-            self.submit(collecting, station_id)
-            if not index % _SLICE:
+        for station_id in tuple(entries):  # others may join meanwhile
+            self._in_a_row += self.submit(collecting, station_id)
+            if self._in_a_row >= _SLICE:
+                self._in_a_row = 0
                 await trio.lowlevel.checkpoint()
                 if collecting.closed:
                     return
 
-    def submit(self, collecting: Collecting, station_id: str) -> None:
-        """Queue this station's job of a batch, or settle it as rejected. Never waits."""
+    def submit(self, collecting: Collecting, station_id: str) -> int:
+        """Queue this station's job of a batch, or settle it as rejected. Never waits.
+
+        Returns:
+            What that costs the loop, in units of which `_SLICE` may follow each other without a checkpoint.
+        """
+        cost = _QUEUED
         station = self._live.get(station_id)
         if station is None:
             if len(self._live) >= self._max_live and not self._give_up_longest_idle():
                 reason = f"{self._max_live} stations are live and busy (stations.max_live)"
                 collecting.settle(StationResult(station_id, Outcome.REJECTED, None, reason))
-                return
+                return cost
             station = self._start(station_id)
+            cost = _MADE
         elif station.is_troubled and (refusal := station.refusal(trio.current_time())):
             collecting.settle(StationResult(station_id, Outcome.REJECTED, None, refusal))
-            return
+            return cost
+        elif self._idle.pop(station_id, None) is not None:
+            cost = _WOKEN
         try:
             station.send.send_nowait(collecting)
         except trio.WouldBlock:
@@ -114,7 +125,7 @@ class Stations:
             collecting.settle(StationResult(station_id, Outcome.REJECTED, None, reason))
         else:
             station.queued += 1
-            self._idle.pop(station_id, None)
+        return cost
 
     def expected_wait_s(
         self,
@@ -162,7 +173,7 @@ class Stations:
             while self._idle and next(iter(self._idle.values())).idle_since <= limit:
                 self._give_up_longest_idle()
                 given_up += 1
-                if not given_up % _SLICE:
+                if not given_up % (_SLICE // _MADE):
                     await trio.lowlevel.checkpoint()
 
     def _give_up_longest_idle(self) -> bool:
@@ -215,10 +226,10 @@ async def open_stations(
     # Those that wait for a job, the longest idle first. An OrderedDict, because a dict is slow at its front.
     idle: OrderedDict[str, Station] = OrderedDict()
 
-    def rest(station: Station) -> None:
-        station.idle_since = trio.current_time()
+    def rest(station: Station, now: float) -> None:
+        station.idle_since = now
+        idle.pop(station.station_id, None)  # it may rest anew, after a helper task failed
         idle[station.station_id] = station
-        idle.move_to_end(station.station_id)  # it may rest anew, after a helper task failed
         on_eased()
 
     workplace = Workplace(

@@ -4,8 +4,8 @@ Rules (each was found by breaking it):
 1. One cancel scope serves job after job and is renewed only after it was cancelled: a scope per job costs about three
    times as much CPU. Its deadline follows the job, so that `trio.current_effective_deadline()` is right inside a
    handler.
-2. After every job look at `scope.cancel_called`. A cancel that came in the same tick as the result would otherwise fall
-   on the next batch's job.
+2. After every job look whether it was cancelled, or its time is over. A cancel that came in the same tick as the result
+   would otherwise fall on the next batch's job.
 3. A handler's errors end at its station's edge. An error group mixed with Cancelled is split there: the errors are the
    station's, the cancellation goes on. MemoryError, alone or in a group, and whatever is no Exception ends the
    pipeline.
@@ -45,8 +45,8 @@ class Workplace:
     breaker_failures: int
     """0: breakers never open."""
     breaker_probe_s: float
-    on_rest: Callable[[Station], None]
-    """Called whenever a station has nothing to do."""
+    on_rest: Callable[[Station, float], None]
+    """Called whenever a station has nothing to do, with the time."""
     on_eased: Callable[[], None]
     """Called when an expected wait may have fallen."""
     on_crash: Callable[[], None]
@@ -62,22 +62,47 @@ class Station(StationHealth):
     send: trio.MemorySendChannel[Collecting]
     _receive: trio.MemoryReceiveChannel[Collecting]
     _workplace: Workplace
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     queued: int = 0
     idle_since: float = 0.0
     is_troubled: bool = False
     """A job was cancelled since its last answer, or is being cancelled: ask `refusal` before it gets another."""
     _cancelled_at: float = math.inf
     """When the job at hand was cancelled."""
+    _scope: trio.CancelScope = attrs.field(init=False)
+    _helpers: trio.Nursery = attrs.field(init=False)
+    _lent: bool = False
+    """A handler has seen `_helpers`: a task in it may have failed."""
 
-    async def live(self) -> None:
-        """Work until `send` is closed.
+    async def live(self) -> None:  # noqa: ASYNC910 - `_serve` waits for a job first
+        """Work until `send` is closed, anew whenever a helper task of the handler fails.
 
         Raises:
             BaseException: what is no outcome, see rule 3; `on_crash` was called before.
         """
+        receive = self._receive
         try:
-            await self._live_on()
+            with receive:
+                while receive.statistics().open_send_channels:
+                    own: Exception | None = None
+                    try:
+                        async with trio.open_nursery() as helpers:
+                            self._helpers, self._lent = helpers, False
+                            try:
+                                await self._serve()
+                            except Exception as error:  # noqa: BLE001 - raised again below: it is no helper's
+                                own = error
+                            helpers.cancel_scope.cancel()
+                    except* MemoryError:
+                        raise
+                    except* Exception as group:  # noqa: BLE001 - whatever a helper task raises
+                        self._workplace.observer.observe(
+                            StationTrouble(station_id=self.station_id, error=group)
+                        )
+                    if own is not None:
+                        raise own
+                    self._cancelled_at = math.inf
+                    if not self.queued:  # else the probe, if there is one, still waits
+                        self.give_up_probe()
         except BaseException as error:
             if not is_cancellation(error):
                 self._workplace.on_crash()  # before the others are cancelled: their errors then are no answers
@@ -87,59 +112,36 @@ class Station(StationHealth):
         """Cancel the job at hand."""
         self.is_troubled = True
         self._cancelled_at = trio.current_time()
-        self.scope.cancel()
+        self._scope.cancel()
 
-    async def _live_on(self) -> None:  # noqa: ASYNC910 - `_serve` waits for a job first
-        """Serve to the end of the channel, anew whenever a helper task of the handler fails."""
-        with self._receive:
-            ended = False
-            while not ended:
-                own: Exception | None = None
-                try:
-                    async with trio.open_nursery() as helpers:
-                        try:
-                            ended = await self._serve(helpers)
-                        except Exception as error:  # noqa: BLE001 - raised again below: it is no helper's
-                            own = error
-                        helpers.cancel_scope.cancel()
-                except* MemoryError:
-                    raise
-                except* Exception as group:  # noqa: BLE001 - whatever a helper task raises
-                    self._workplace.observer.observe(
-                        StationTrouble(station_id=self.station_id, error=group)
-                    )
-                if own is not None:
-                    raise own
-                self._cancelled_at = math.inf
-                if not self.queued:  # else the probe, if there is one, still waits
-                    self.give_up_probe()
+    def lend_nursery(self) -> trio.Nursery:
+        """Return the nursery for the handler's helper tasks."""
+        self._lent = True
+        return self._helpers
 
-    async def _serve(self, helpers: trio.Nursery) -> bool:
-        """Work on job after job; return whether the channel is at its end (else a helper task failed)."""
-        clock = trio.current_time
-        receive = self._receive
+    async def _serve(self) -> None:
+        """Work on job after job, to the end of the channel, or until a helper task failed."""
+        clock, receive = trio.current_time, self._receive
         job_timeout_s = self._workplace.job_timeout_s
+        now = clock()
         while True:
             answered = False
             with trio.CancelScope() as scope:
-                self.scope = scope
+                self._scope = scope
                 while True:
-                    waited = True
-                    try:
+                    waited = self.queued > 0
+                    if waited:
                         collecting = receive.receive_nowait()
-                    except trio.WouldBlock:
-                        waited = False
+                    else:
                         scope.deadline = math.inf
-                        self._workplace.on_rest(self)
+                        self._workplace.on_rest(self, now)
                         try:
                             collecting = await receive.receive()
                         except trio.EndOfChannel:
-                            return True
-                    except trio.EndOfChannel:
-                        return True
+                            return
+                        now = clock()
                     self.queued -= 1
-                    started = clock()
-                    limit = collecting.deadline
+                    started, limit = now, collecting.deadline
                     if collecting.closed or started >= limit:
                         self.give_up_probe()
                         continue
@@ -150,29 +152,35 @@ class Station(StationHealth):
                     if job_timeout_s is not None and started + job_timeout_s < limit:
                         limit = started + job_timeout_s
                     scope.deadline = limit
-                    await self._work(collecting, helpers)
-                    if helpers.cancel_scope.cancel_called:
-                        return False  # the next job is none of this failure's business
-                    if scope.cancel_called:
+                    await self._work(collecting)
+                    now = clock()
+                    if self._lent and self._helpers.cancel_scope.cancel_called:
+                        return  # the next job is none of this failure's business
+                    if now >= limit or self._cancelled_at < math.inf:
                         # An answer in the tick of the cancel counts if the batch is open; else it is late.
                         answered = not collecting.closed
                         break
                     if self.is_troubled or mean_s is None:
-                        self._recovered(clock() - started)
+                        self._recovered(now - started)
                     else:
-                        self.measure(clock() - started)
+                        self.measure(now - started)
+            now = clock()
             if answered:
-                self._recovered(clock() - started)
+                self._recovered(now - started)
             else:
                 self._cancelled(collecting, started, limit)
 
     async def _work(  # noqa: ASYNC910 - a handler that never waits is served up to one queue in a row
-        self, collecting: Collecting, helpers: trio.Nursery
+        self, collecting: Collecting
     ) -> None:
         """Run one job; its errors are its outcome."""
         station_id, batch, workplace = self.station_id, collecting.batch, self._workplace
         job = StationInput(
-            station_id, batch.entries[station_id], batch, batch.last_message[station_id], helpers
+            station_id,
+            batch.entries[station_id],
+            batch,
+            batch.last_message[station_id],
+            self.lend_nursery,
         )
         collecting.begin(station_id, self.cancel)
         try:
@@ -187,7 +195,7 @@ class Station(StationHealth):
             if errors is not None and is_fatal(errors):
                 raise
             # Cancelled at the limit of its own job it timed out; that its clean-up failed besides is no outcome.
-            timed_out = rest is not None and self.scope.cancel_called and not collecting.closed
+            timed_out = rest is not None and self._scope.cancel_called and not collecting.closed
             if errors is not None and not timed_out:
                 collecting.settle(failure_of(station_id, errors))
             if rest is not None:
@@ -196,7 +204,7 @@ class Station(StationHealth):
             collecting.settle(result)
         finally:
             collecting.end(station_id)
-            if helpers.cancel_scope.cancel_called and not collecting.closed:
+            if self._lent and self._helpers.cancel_scope.cancel_called and not collecting.closed:
                 # A helper task failed and took the job with it; an outcome that was settled before counts.
                 collecting.settle(
                     StationResult(station_id, Outcome.FAILED, None, "a helper task failed")
