@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -142,6 +144,22 @@ async def test_a_job_right_after_giving_up_makes_a_new_station_and_order_holds(
 
 
 # ----------------------------------------------------------------------------------------------------------- estimates
+
+
+async def test_a_station_that_rests_keeps_no_batch_alive(autojump_clock: MockClock) -> None:
+    async def by_its_name(station: StationInput) -> Mapping[str, Any]:
+        await trio.sleep({"answers": 1, "times out": 10, "comes too late": 6}[station.station_id])
+        return {}
+
+    names = ("answers", "times out", "comes too late")
+    async with stations_of(by_its_name) as stations:
+        collector = submit(stations, *names)
+        batch = weakref.ref(collector.batch)
+        await closed(collector)
+        await wait_all_tasks_blocked()
+        del collector
+        gc.collect()  # an error's traceback may go round in a circle
+        assert batch() is None
 
 
 async def test_an_unknown_or_idle_station_is_expected_to_answer_at_once() -> None:

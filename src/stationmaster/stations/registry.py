@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 
 _LOOKED_AT = 64  # stations that an estimate looks at: more do not move a median
 _SLICE = 512  # units of work between two checkpoints, about 2 us each: other batches' deadlines wait so long
-_QUEUED, _WOKEN, _MADE = 1, 8, 32  # units: a job for a busy station, for an idle one, and a station made or given up
+_QUEUED, _WOKEN, _MADE = (
+    1,
+    8,
+    32,
+)  # units: a job for a busy station, for an idle one, and a station made or given up
 
 
 class Stations:

@@ -142,33 +142,34 @@ class Station(StationHealth):
                         now = clock()
                     self.queued -= 1
                     started, limit = now, collecting.deadline
+                    mean_s = self.mean_s
                     if collecting.closed or started >= limit:
                         self.give_up_probe()
-                        continue
-                    mean_s = self.mean_s
-                    if waited and mean_s is not None and limit - started < mean_s:
+                    elif waited and mean_s is not None and limit - started < mean_s:
                         self._give_back(collecting, limit - started)
-                        continue
-                    if job_timeout_s is not None and started + job_timeout_s < limit:
-                        limit = started + job_timeout_s
-                    scope.deadline = limit
-                    await self._work(collecting)
-                    now = clock()
-                    if self._lent and self._helpers.cancel_scope.cancel_called:
-                        return  # the next job is none of this failure's business
-                    if now >= limit or self._cancelled_at < math.inf:
-                        # An answer in the tick of the cancel counts if the batch is open; else it is late.
-                        answered = not collecting.closed
-                        break
-                    if self.is_troubled or mean_s is None:
-                        self._recovered(now - started)
                     else:
-                        self.measure(now - started)
+                        if job_timeout_s is not None and started + job_timeout_s < limit:
+                            limit = started + job_timeout_s
+                        scope.deadline = limit
+                        await self._work(collecting)
+                        now = clock()
+                        if self._lent and self._helpers.cancel_scope.cancel_called:
+                            return  # the next job is none of this failure's business
+                        if now >= limit or self._cancelled_at < math.inf:
+                            # An answer in the tick of the cancel counts if the batch is open; else it is late.
+                            answered = not collecting.closed
+                            break
+                        if self.is_troubled or mean_s is None:
+                            self._recovered(now - started)
+                        else:
+                            self.measure(now - started)
+                    del collecting  # whoever rests holds no batch
             now = clock()
             if answered:
                 self._recovered(now - started)
             else:
                 self._cancelled(collecting, started, limit)
+            del collecting
 
     async def _work(  # noqa: ASYNC910 - a handler that never waits is served up to one queue in a row
         self, collecting: Collecting
