@@ -179,7 +179,9 @@ class Poller:
                 self._parked.take(draft)
                 await self._open_batch(draft)
 
-    async def _parse(self, record: Record, *, urgent: bool) -> None:
+    async def _parse(  # noqa: ASYNC910 - PLACEHOLDER
+        self, record: Record, *, urgent: bool
+    ) -> None:
         """Parse the first record of a row: its turn has come."""
         parsed = parse_message(record, self._settings.limits)
         if isinstance(parsed, Refusal):

@@ -99,7 +99,7 @@ class Station(StationHealth):
                             StationTrouble(station_id=self.station_id, error=group)
                         )
                     if own is not None:
-                        raise own
+                        raise own  # noqa: TRY301 - it is nobody's own failure: on_crash hears of it
                     self._cancelled_at = math.inf
                     if not self.queued:  # else the probe, if there is one, still waits
                         self.give_up_probe()
@@ -124,9 +124,9 @@ class Station(StationHealth):
         clock, receive = trio.current_time, self._receive
         job_timeout_s = self._workplace.job_timeout_s
         now = clock()
-        while True:
+        while True:  # noqa: ASYNC913 - it waits whenever its queue is empty
             answered = False
-            with trio.CancelScope() as scope:
+            with trio.CancelScope() as scope:  # noqa: ASYNC912 - as above
                 self._scope = scope
                 while True:
                     waited = self.queued > 0
