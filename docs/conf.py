@@ -25,5 +25,17 @@ def read_as_markdown(app, what, name, obj, options, lines):  # noqa: ANN001, ANN
     lines[:] = [re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", line) for line in lines]
 
 
+def hide_colon(app, what, name, obj, options, lines):  # noqa: ANN001, ANN201, ARG001, PLR0917
+    # Else napoleon takes what stands before it in an attribute's first line for a type.
+    if what in {"attribute", "data", "property"} and lines:
+        lines[0] = lines[0].replace(":", "\N{RATIO}")
+
+
+def show_colon(app, what, name, obj, options, lines):  # noqa: ANN001, ANN201, ARG001, PLR0917
+    lines[:] = [line.replace("\N{RATIO}", ":") for line in lines]
+
+
 def setup(app):  # noqa: ANN001, ANN201
     app.connect("autodoc-process-docstring", read_as_markdown, priority=1)
+    app.connect("autodoc-process-docstring", hide_colon, priority=2)
+    app.connect("autodoc-process-docstring", show_colon, priority=999)

@@ -254,7 +254,7 @@ async def test_trouble_is_a_typed_error_and_harms_no_later_call(
         with pytest.raises(error, match=words) as caught:
             await embedder.embed(["a"])
         assert len(str(caught.value)) < 500
-        embedder._server._client._timeout_s = 5.0
+        embedder.server._client._timeout_s = 5.0
         assert list((await embedder.embed(["a"]))[0]) == [1.0, 2.0]
 
 

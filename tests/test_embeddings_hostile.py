@@ -173,7 +173,7 @@ async def test_the_call_fails_with_a_typed_error_and_the_next_one_works(
         with pytest.raises(error, match=words) as caught:
             await embedder.embed(["a"])
         assert len(str(caught.value)) < 1000
-        embedder._server._client._timeout_s = 10.0
+        embedder.server._client._timeout_s = 10.0
         assert list((await embedder.embed(["abc"]))[0]) == [3.0, 1.0]
 
 

@@ -19,6 +19,49 @@ if TYPE_CHECKING:
 
     from stationmaster.batch import StationInput
 
+# ------------------------------------------------------------------------------------------------------------ deadline
+
+
+@pytest.mark.parametrize(
+    ("job_timeout_s", "grace_s", "told"),
+    [
+        (None, None, 5.0),
+        (9.0, None, 5.0),
+        (2.0, None, 2.0),
+        (None, 3.0, 3.0),
+        (2.0, 3.0, 2.0),
+        (4.0, 3.0, 3.0),
+    ],
+)
+async def test_a_handler_sees_its_batchs_deadline_and_trio_tells_when_it_has_to_end_itself(
+    job_timeout_s: float | None, grace_s: float | None, told: float, autojump_clock: MockClock
+) -> None:
+    seen: list[tuple[float, float]] = []
+    ended: list[float] = []
+
+    ending = trio.Event()
+
+    async def handle(station: StationInput) -> None:
+        await ending.wait()
+        seen.append((station.deadline, trio.current_effective_deadline()))
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.append(trio.current_time())
+
+    setting = Setting(1)
+    async with setting.open(handle, job_timeout_s=job_timeout_s) as pipeline:
+        await wait_all_tasks_blocked()
+        if grace_s is not None:
+            pipeline.drain(grace_s=grace_s)
+        else:
+            setting.source.end()
+        ending.set()
+        await pipeline.wait_finished()
+    assert seen == [(5.0, told)]
+    assert ended == [told]
+
+
 # --------------------------------------------------------------------------------------------------------------- drain
 
 

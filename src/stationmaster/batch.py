@@ -7,9 +7,12 @@ Way of the data: `Record` (bytes from a source) -> `Message` (parsed) -> `Batch`
 from __future__ import annotations
 
 import enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import attrs
+
+from stationmaster.read_only import read_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -59,7 +62,10 @@ class BadEntry:
 
 @attrs.frozen(kw_only=True)
 class Message:
-    """A parsed message. Its entries belong to it alone: whoever gets them may change them."""
+    """A parsed message. Its readings belong to it alone: whoever gets them may change them.
+
+    All else is shared by the stations that it names, and read-only: `fields` too, the other top-level fields.
+    """
 
     topic: str
     partition: int
@@ -72,14 +78,19 @@ class Message:
     """In the message's order; a station may stand there twice."""
     readings: tuple[Mapping[str, Any], ...]
     """Beside `station_ids`: a reading is the entry without its `stationId`."""
-    fields: Mapping[str, Any]
-    """The other top-level fields."""
+    _fields: Mapping[str, Any]
     bad_entries: tuple[BadEntry, ...] = ()
     size_bytes: int = 0
     topic_differs: bool = False
     """The `topic` field names another topic than the one it came by (only counted)."""
     follows: int | None = None
     """Offset of the record that was polled before it from its partition; None: none was, or nobody asks."""
+
+    @cached_property  # so that nobody pays who does not ask
+    def fields(self) -> Mapping[str, Any]:
+        """The other top-level fields: JSON, read-only all the way down, see `StationInput.fields`."""
+        fields: Mapping[str, Any] = read_only(self._fields)
+        return fields
 
     @property
     def entries(self) -> tuple[tuple[str, Mapping[str, Any]], ...]:
@@ -157,7 +168,10 @@ class Batch:
 
 @attrs.frozen(eq=False)
 class StationInput:
-    """What a handler gets: one station of one batch."""
+    """What a handler gets: one station of one batch.
+
+    The readings are its own and may be changed; `batch`, `message` and `fields` are shared by stations, and read-only.
+    """
 
     station_id: str
     readings: tuple[Mapping[str, Any], ...]
@@ -199,12 +213,19 @@ class StationInput:
 
     @property
     def fields(self) -> Mapping[str, Any]:
-        """The other top-level fields of that message."""
+        """The other top-level fields of that message: JSON, shared by all stations that it names, and read-only.
+
+        To change it at any depth raises TypeError; a `copy.deepcopy()` of it may be changed.
+        """
         return self.message.fields
 
     @property
     def deadline(self) -> float:
-        """The batch's deadline on trio's clock; also `trio.current_effective_deadline()` inside a handler."""
+        """The batch's deadline, on trio's clock.
+
+        A job may have to end before: `job_timeout_s` after its start, or when a pipeline that ends has no more grace.
+        In an `async def` handler `trio.current_effective_deadline()` is the earliest of them all.
+        """
         return self.batch.deadline
 
 

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 import attrs
 
 from stationmaster.batch import Outcome
-from stationmaster.events import BatchClosed, BatchJoined, LateResult
+from stationmaster.events import (
+    BatchClosed,
+    BatchJoined,
+    LateResult,
+    StationBreakerClosed,
+    StationBreakerOpened,
+    ThreadAbandoned,
+    ThreadReturned,
+)
 
 if TYPE_CHECKING:
     from stationmaster.abc import Observer
@@ -24,6 +32,8 @@ class Counting:
     joined: int = attrs.field(default=0, init=False)
     follow_ups: int = attrs.field(default=0, init=False)
     duplicates: int = attrs.field(default=0, init=False)
+    abandoned_threads: int = attrs.field(default=0, init=False)
+    open_breakers: int = attrs.field(default=0, init=False)
 
     @property
     def detailed(self) -> bool:
@@ -41,6 +51,12 @@ class Counting:
                 self.missing += report.counts[Outcome.MISSING]
                 self.follow_ups += report.batch.follow_up
                 self.duplicates += report.batch.duplicates
+            case ThreadAbandoned() | ThreadReturned():
+                self.abandoned_threads = event.abandoned
+            case StationBreakerOpened():
+                self.open_breakers += 1
+            case StationBreakerClosed():
+                self.open_breakers -= 1
             case _:
                 pass
         self._observer.observe(event)

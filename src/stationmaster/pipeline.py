@@ -141,6 +141,8 @@ class Pipeline:
             joined=counted.joined,
             follow_ups=counted.follow_ups,
             duplicates=counted.duplicates,
+            abandoned_threads=counted.abandoned_threads,
+            open_breakers=counted.open_breakers,
         )
 
     # ----------------------------------------------------------------------------------------------------- the rings

@@ -218,3 +218,7 @@ class PipelineStatistics:
     """Batches of a time that had another batch before."""
     duplicates: int = 0
     """Entries beyond the first of a station in one batch."""
+    abandoned_threads: int = 0
+    """Threads of a plain function that go on although their job was given up; each holds one of `threads`."""
+    open_breakers: int = 0
+    """Stations that are rejected at once, because they timed out again and again."""

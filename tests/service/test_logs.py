@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from stationmaster import events
 from stationmaster.batch import (
+    BadEntry,
     Batch,
     BatchReport,
     ClosedBy,
@@ -554,6 +555,20 @@ def test_each_event_is_one_line(event: events.Event, line: dict[str, object]) ->
 
     assert told.pop("batch_id", "t_0_7_0") == "t_0_7_0"
     assert told == line
+
+
+def test_what_is_odd_about_a_batch_stands_in_the_line_of_its_opening() -> None:
+    odd = attrs.evolve(
+        a_batch("S1"),
+        roster=("S1", "S2"),
+        bad_entries=(BadEntry(index=0, reason="not-an-object"),),
+        mislabelled=4,
+        follow_up=True,
+    )
+    told = Log().line_for(events.BatchOpened(batch=odd, in_flight=1))
+
+    assert (told["expected"], told["bad_entries"]) == (2, 1)
+    assert (told["mislabelled"], told["follow_up"]) == (4, True)
 
 
 def test_no_event_is_left_out() -> None:

@@ -13,7 +13,6 @@ import attrs
 
 from stationmaster.embeddings.answers import read_openai_answer
 from stationmaster.embeddings.server import open_model_server
-from stationmaster.errors import ProtocolError
 
 if TYPE_CHECKING:
     import ssl
@@ -30,26 +29,19 @@ class OpenAIEmbedder:
     """Asks one model of one server; made by `open_openai_embedder`. Each call under way has its own connection."""
 
     model: str
-    dimensions: int | None
-    """Numbers in every vector: as configured, else as in the first good answer; None before that."""
-    _server: ModelServer
+    server: ModelServer
+    """Whom it asks."""
     _encoding: Encoding
-    keeps_dimensions: bool = attrs.field(default=True, init=False)
-    """The first good answer fixes `dimensions`. Not so for one of several servers: what is good is not its to say."""
+
+    @property
+    def dimensions(self) -> int | None:
+        """Numbers in every vector: as configured, else as in the first good answer; None before that."""
+        return self.server.dimensions
 
     async def embed(self, texts: Sequence[str], /) -> list[Vector]:
         """Embed the texts in one call (see `stationmaster.abc.Embedder`)."""
         form = {"model": self.model, "input": list(texts), "encoding_format": self._encoding}
-        body = await self._server.post("/embeddings", form, texts=texts)
-        try:
-            vectors = read_openai_answer(
-                body, count=len(texts), dimensions=self.dimensions, secret=self._server.key
-            )
-        except ProtocolError as error:
-            raise self._server.broken(error) from None
-        if self.dimensions is None and self.keeps_dimensions:
-            self.dimensions = len(vectors[0])
-        return vectors
+        return await self.server.embed("/embeddings", form, texts=texts, read=read_openai_answer)
 
 
 @asynccontextmanager
@@ -93,4 +85,4 @@ async def open_openai_embedder(
         ssl_context=ssl_context,
         to_check=f"the URL, the key and the model {model!r}",
     ) as server:
-        yield OpenAIEmbedder(model, dimensions, server, encoding)
+        yield OpenAIEmbedder(model, server, encoding)

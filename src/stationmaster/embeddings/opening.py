@@ -90,7 +90,7 @@ async def open_endpoints(
     async with AsyncExitStack() as stack:
         embedders = {url: await stack.enter_async_context(open_one(url)) for url in urls}
         for embedder in embedders.values():
-            embedder.keeps_dimensions = False  # `Endpoints` keeps one for all
+            embedder.server.keeps_dimensions = False  # `Endpoints` keeps one for all
         tei = [embedder for embedder in embedders.values() if isinstance(embedder, TeiEmbedder)]
         budget = await _learn(tei)
         yield Endpoints(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import orjson
@@ -30,8 +30,19 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from stationmaster.abc import Vector
     from stationmaster.errors import EmbedderError
     from stationmaster.http import HttpAnswer, HttpClient
+
+
+class ReadAnswer(Protocol):
+    """One of the readers of `answers`."""
+
+    def __call__(
+        self, body: bytes, *, count: int, dimensions: int | None, secret: str | None
+    ) -> list[Vector]:
+        """Return one vector per text; ProtocolError if there are none in it."""
+        ...
 
 
 @attrs.define(eq=False)
@@ -42,18 +53,31 @@ class ModelServer:
     """Its URL, for messages."""
     _client: HttpClient
     key: str | None = attrs.field(repr=False)
+    dimensions: int | None
+    """Numbers in every vector: as configured, else as in the first good answer; None before that."""
     _max_answer_bytes: int
     _to_check: str
     """What is wrong if it refuses us."""
+    keeps_dimensions: bool = attrs.field(default=True, init=False)
+    """The first good answer fixes `dimensions`. Not so for one of several servers: what is good is not its to say."""
 
-    async def post(self, path: str, form: Mapping[str, Any], *, texts: Sequence[str]) -> bytes:
-        """Send a form that holds these texts, and return the body of a success.
+    async def embed(
+        self, path: str, form: Mapping[str, Any], *, texts: Sequence[str], read: ReadAnswer
+    ) -> list[Vector]:
+        """Send a form that holds these texts, and return the vectors of the answer, in their order.
 
         Raises:
             EmbedderError: see the top of this file; RowRejectedError also for a text that no JSON can hold, unsent.
         """
         content = _encode(form, texts)
-        return await self._request("POST", path, content, {"Content-Type": "application/json"})
+        body = await self._request("POST", path, content, {"Content-Type": "application/json"})
+        try:
+            vectors = read(body, count=len(texts), dimensions=self.dimensions, secret=self.key)
+        except ProtocolError as error:
+            raise self.broken(error) from None
+        if self.dimensions is None and self.keeps_dimensions:
+            self.dimensions = len(vectors[0])
+        return vectors
 
     async def get(self, path: str) -> bytes:
         """Return the body of a success.
@@ -130,7 +154,7 @@ async def open_model_server(
         timeout_s=timeout_s,
         ssl_context=ssl_context,
     ) as client:
-        yield ModelServer(client.where, client, key, max_answer_bytes, to_check)
+        yield ModelServer(client.where, client, key, dimensions, max_answer_bytes, to_check)
 
 
 def _encode(form: Mapping[str, Any], texts: Sequence[str]) -> bytes:

@@ -41,13 +41,15 @@ class TeiBudget:
 class TeiEmbedder:
     """Asks one server; made by `open_tei_embedder`. Each call under way has its own connection."""
 
-    dimensions: int | None
-    """Numbers in every vector: as configured, else as in the first good answer; None before that."""
-    _server: ModelServer
+    server: ModelServer
+    """Whom it asks."""
     budget: TeiBudget | None = attrs.field(default=None, init=False)
     """None before `learn`, or the first call, could ask for it."""
-    keeps_dimensions: bool = attrs.field(default=True, init=False)
-    """The first good answer fixes `dimensions`. Not so for one of several servers: what is good is not its to say."""
+
+    @property
+    def dimensions(self) -> int | None:
+        """Numbers in every vector: as configured, else as in the first good answer; None before that."""
+        return self.server.dimensions
 
     async def learn(self) -> TeiBudget:
         """Ask the server for its limits.
@@ -56,13 +58,13 @@ class TeiEmbedder:
             EmbedderError: it did not tell; ProtocolError also if it has no such page.
         """
         try:
-            body = await self._server.get("/info")
+            body = await self.server.get("/info")
         except (EmbedderRefusedError, RowRejectedError) as error:
             raise ProtocolError(f"no limits to be had: {error}") from error
         try:
-            self.budget = _read_budget(body, self._server.key)
+            self.budget = _read_budget(body, self.server.key)
         except ProtocolError as error:
-            raise self._server.broken(error) from None
+            raise self.server.broken(error) from None
         return self.budget
 
     async def embed(self, texts: Sequence[str], /) -> list[Vector]:
@@ -73,22 +75,13 @@ class TeiEmbedder:
         most = (self.budget and self.budget.max_rows) or len(texts)
         vectors: list[Vector] = []
         for start in range(0, len(texts), most):
-            vectors += await self._embed(texts[start : start + most])
+            rows = texts[start : start + most]
+            vectors += await self.server.embed(
+                "/embed", {"inputs": list(rows)}, texts=rows, read=read_tei_answer
+            )
         # It may be something else than TEI, without limits to tell: if it answers it is not asked for them again.
         self.budget = self.budget or TeiBudget()
         return vectors  # noqa: ASYNC910 - there is at least one text
-
-    async def _embed(self, texts: Sequence[str]) -> list[Vector]:
-        body = await self._server.post("/embed", {"inputs": list(texts)}, texts=texts)
-        try:
-            vectors = read_tei_answer(
-                body, count=len(texts), dimensions=self.dimensions, secret=self._server.key
-            )
-        except ProtocolError as error:
-            raise self._server.broken(error) from None
-        if self.dimensions is None and self.keeps_dimensions:
-            self.dimensions = len(vectors[0])
-        return vectors
 
 
 @asynccontextmanager
@@ -126,7 +119,7 @@ async def open_tei_embedder(
         ssl_context=ssl_context,
         to_check="the URL and the key",
     ) as server:
-        yield TeiEmbedder(dimensions, server)
+        yield TeiEmbedder(server)
 
 
 def _read_budget(body: bytes, secret: str | None) -> TeiBudget:

@@ -1,0 +1,86 @@
+"""Uploads: whether the target takes closed batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import attrs
+
+if TYPE_CHECKING:
+    from stationmaster.batch import BatchReport
+
+
+@attrs.frozen(kw_only=True)
+class UploadRetried:
+    """An attempt to upload failed and will be repeated."""
+
+    batch_id: str
+    attempt: int
+    reason: str
+    retry_in_s: float
+    remaining_s: float
+    """Seconds left for all further attempts."""
+
+
+@attrs.frozen(kw_only=True)
+class UploadDone:
+    """The target accepted a batch."""
+
+    report: BatchReport
+    attempts: int
+    seconds: float
+    sent_bytes: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class UploadRejected:
+    """The target refuses this batch for good; the service goes on."""
+
+    report: BatchReport
+    status: int
+    answer: str
+
+
+@attrs.frozen(kw_only=True)
+class UploadFailed:
+    """A batch could not be delivered within its limit."""
+
+    batch_id: str
+    attempts: int
+    reason: str
+
+
+@attrs.frozen(kw_only=True)
+class UploadKept:
+    """A batch lies in the outbox: durable, its offsets count. It is delivered from there."""
+
+    batch_id: str
+    attempts: int
+    """Attempts to upload it before."""
+    reason: str
+    """Why it was not uploaded at once."""
+
+
+@attrs.frozen(kw_only=True)
+class UploadsDiverted:
+    """The target is known to be down: closed batches go to the outbox at once, until a probe is accepted."""
+
+    reason: str
+
+
+@attrs.frozen(kw_only=True)
+class UploadsResumed:
+    """The target takes batches again."""
+
+    diverted_s: float
+
+
+UploadEvent: TypeAlias = (
+    UploadRetried
+    | UploadDone
+    | UploadRejected
+    | UploadFailed
+    | UploadKept
+    | UploadsDiverted
+    | UploadsResumed
+)
