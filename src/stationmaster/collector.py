@@ -27,7 +27,7 @@ from stationmaster.batch import Batch, BatchReport, ClosedBy, Outcome, StationRe
 from stationmaster.events import LateResult, StationAnswered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Container, Iterable
     from datetime import datetime
 
     from stationmaster.abc import Observer
@@ -42,6 +42,7 @@ class Collector:
         "_absent",
         "_answers",
         "_bytes_left",
+        "_calls",
         "_expected",
         "_observer",
         "_outcomes",
@@ -91,6 +92,7 @@ class Collector:
         self._rejected = 0
         self._outcomes: dict[str, StationResult] = {}
         self._running: dict[str, Callable[[], None]] = {}
+        self._calls: dict[Callable[[], None], frozenset[str]] = {}
         if not self._expected:
             self.done.set()
 
@@ -98,7 +100,8 @@ class Collector:
         """Tell whether data of these stations may join: nothing is decided, and none of their jobs has begun."""
         if not self._waits or self.closed or self.done.is_set():
             return False
-        return not any(name in self._outcomes or name in self._running for name in station_ids)
+        begun: tuple[Container[str], ...] = (self._outcomes, self._running, *self._calls.values())
+        return not any(name in some for name in station_ids for some in begun)
 
     def join(self, station_ids: Iterable[str]) -> None:
         """Expect these stations too; their data is in the batch already."""
@@ -116,6 +119,14 @@ class Collector:
     def end(self, station_id: str) -> None:
         """Take note that it runs no more, with or without an outcome."""
         self._running.pop(station_id, None)
+
+    def begin_call(self, station_ids: frozenset[str], cancel: Callable[[], None]) -> None:
+        """Take note that one call for all these stations runs; it is known by its `cancel`, which must be its own."""
+        self._calls[cancel] = station_ids
+
+    def end_call(self, cancel: Callable[[], None]) -> None:
+        """Take note that it runs no more, whatever it reported."""
+        self._calls.pop(cancel, None)
 
     def settle(self, result: StationResult) -> None:
         """Take a station's outcome."""
@@ -194,11 +205,14 @@ class Collector:
         self._outcomes = {}
         self.done.set()
 
-    def _shut(self) -> dict[str, Callable[[], None]]:
+    def _shut(self) -> set[str]:
+        """Cancel what runs; return the stations it is about."""
         self.closed = True
-        running = self._running.copy()
+        running = set(self._running).union(*self._calls.values())
+        cancels = (*self._running.values(), *self._calls)
         self._running.clear()
-        for cancel in running.values():
+        self._calls.clear()
+        for cancel in cancels:
             cancel()
         return running
 

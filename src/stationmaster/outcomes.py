@@ -51,6 +51,14 @@ class Collecting(Protocol):
         """The handler runs no more."""
         ...
 
+    def begin_call(self, station_ids: frozenset[str], cancel: Callable[[], None]) -> None:
+        """One call for all these stations runs now; `cancel` stops it, and is its name."""
+        ...
+
+    def end_call(self, cancel: Callable[[], None]) -> None:
+        """That call runs no more."""
+        ...
+
     def settle(self, result: StationResult) -> None:
         """This is the station's outcome; the first one counts."""
         ...
