@@ -114,6 +114,31 @@ async def test_closing_cancels_what_still_runs_and_nothing_else() -> None:
     assert cancelled == ["B"]
 
 
+async def test_closing_cancels_a_call_for_many_stations_once_unless_it_ended() -> None:
+    collecting = collector("A", "B", "C", "D")
+    cancelled: list[str] = []
+
+    def cancel_first() -> None:
+        cancelled.append("first")
+
+    def cancel_second() -> None:
+        cancelled.append("second")
+
+    collecting.begin_call(frozenset({"A", "B"}), cancel_first)
+    collecting.begin_call(frozenset({"C"}), cancel_second)
+    collecting.settle(succeeded("A"))
+    collecting.end_call(cancel_second)
+    collecting.end_call(cancel_second)
+    report = collecting.close(closed_at=NOON)
+    assert cancelled == ["first"]
+    assert [item.reason.partition(" when")[0] for item in report.results] == [
+        "",
+        "no answer",
+        "not started",
+        "not started",
+    ]
+
+
 async def test_dropping_closes_without_a_report_and_cancels_what_runs() -> None:
     observer = RecordingObserver()
     collecting = collector("A", observer=observer)

@@ -32,6 +32,10 @@ def collector(
     )
 
 
+def never() -> None:
+    raise AssertionError
+
+
 def join(collecting: Collector, *station_ids: str) -> None:
     entries = collecting.batch.entries
     assert isinstance(entries, dict)
@@ -159,6 +163,10 @@ async def test_nobody_joins_what_is_decided_or_a_station_that_has_begun() -> Non
     assert not collecting.takes(["C", "A"])
     assert collecting.takes(["B"])
     collecting.end("A")
+    collecting.begin_call(frozenset({"B"}), never)
+    assert not collecting.takes(["C", "B"])
+    collecting.end_call(never)
+    assert collecting.takes(["B"])
     collecting.settle(result("A"))
     assert not collecting.takes(["A"])
     join(collecting, "C")

@@ -130,7 +130,7 @@ def test_the_id_changes_when_something_joins_and_is_that_of_all_together() -> No
 
 def test_what_joins_brings_readings_in_order_and_counts_what_is_double() -> None:
     first = message({"stationId": "A", "x": 1}, {"stationId": "B", "x": 2}, 7)
-    second = message({"stationId": "A", "x": 3}, {"stationId": "A", "x": 4}, {"stationId": "C"})
+    second = message({"stationId": "A", "x": 3}, {"stationId": "A", "x": 4}, {"stationId": "C"}, 8)
     draft = draft_batch([first], by="timestamp", group_id="")
     draft.absorb(draft_batch([second], by="timestamp", group_id=""))
     assert draft.entries == {
@@ -141,5 +141,18 @@ def test_what_joins_brings_readings_in_order_and_counts_what_is_double() -> None
     assert draft.last_message == {"A": second, "B": first, "C": second}
     assert draft.duplicates == 2
     assert draft.size_bytes == first.size_bytes + second.size_bytes
-    assert len(draft.bad_entries) == 1
+    assert [bad.index for bad in draft.bad_entries] == [2, 3]
     assert draft_batch([first, second], by="poll", group_id="").duplicates == 2
+
+
+def test_a_message_alone_is_drafted_as_among_others() -> None:
+    alone = by_message({"stationId": "B", "x": 1}, {"stationId": "A", "x": 2})
+    assert list(alone.entries.items()) == [("B", ({"x": 1},)), ("A", ({"x": 2},))]
+    assert alone.duplicates == 0
+    twice = by_message({"stationId": "B", "x": 1}, "A", {"stationId": "B", "x": 2}, 7)
+    assert list(twice.entries.items()) == [("B", ({"x": 1}, {"x": 2})), ("A", ({},))]
+    assert twice.duplicates == 1
+    assert [bad.index for bad in twice.bad_entries] == [3]
+    twice.add([message({"stationId": "A", "x": 3}, offset=1)])
+    assert twice.entries["A"] == ({}, {"x": 3})
+    assert twice.duplicates == 2

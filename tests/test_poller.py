@@ -10,6 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from stationmaster.abc import NullObserver
+from stationmaster.drafts import Draft
 from stationmaster.events import MessageRefused
 from stationmaster.intake import Intake
 from stationmaster.letters import Letters
@@ -19,11 +20,10 @@ from stationmaster.testing import MemorySource, RecordingObserver
 from tests.telemetry import message_bytes, one
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from stationmaster.abc import Observer, Source, Withdrawn
-    from stationmaster.batch import OffsetRange, Record
-    from stationmaster.drafts import Draft
+    from stationmaster.batch import Message, OffsetRange, Record
     from stationmaster.settings import Boundary
 
 # ---------------------------------------------------------------------------------------------------------- the poller
@@ -117,9 +117,19 @@ async def test_a_refused_record_between_good_ones_is_accounted_for_and_told(by: 
     assert source.committed == {("air", 0): 4}
 
 
-async def test_a_large_poll_is_parsed_in_slices() -> None:
+async def test_a_large_poll_is_parsed_and_drafted_in_slices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add, slices = Draft.add, []
+
+    def watched(draft: Draft, messages: Sequence[Message]) -> None:
+        slices.append(len(messages))
+        add(draft, messages)
+
+    monkeypatch.setattr(Draft, "add", watched)
     opened = Opened(Intake(slots=100, max_bytes=10**7))
-    source = source_of(*[message_bytes("A", note="x" * 20_000)] * 50)
+    entries = [{"stationId": "A", "number": number} for number in range(50)]
+    source = source_of(*(message_bytes(entry, note="x" * 20_000) for entry in entries))
     turns = 0
 
     async def count_turns() -> None:
@@ -132,8 +142,32 @@ async def test_a_large_poll_is_parsed_in_slices() -> None:
         nursery.start_soon(count_turns)
         await poller(source, opened, by="poll").run()
         nursery.cancel_scope.cancel()
-    assert len(opened.drafts) == 1
+    (draft,) = opened.drafts
+    assert [reading["number"] for reading in draft.entries["A"]] == list(range(50))
+    assert [(r.first, r.last) for r in draft.ranges] == [(0, 49)]
     assert turns > 20
+    assert slices == [2] * 25
+
+
+@pytest.mark.parametrize("by", ["message", "poll", "timestamp"])
+async def test_while_a_large_message_is_parsed_others_have_their_turn(by: Boundary) -> None:
+    opened = Opened(Intake(slots=100, max_bytes=10**7))
+    source = source_of(message_bytes(*(f"S{number}" for number in range(10_000))))
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += not opened.drafts
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count_turns)
+        settings = PipelineSettings(by=by, roster=("S0",))
+        await poller(source, opened, settings=settings).run()
+        nursery.cancel_scope.cancel()
+    assert len(opened.drafts[0].entries) == 10_000
+    assert turns >= 20
 
 
 async def test_a_poll_of_nothing_but_refused_records_opens_nothing() -> None:

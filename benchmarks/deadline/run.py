@@ -45,7 +45,7 @@ class Observer:
         self.lateness_s = []
         self.beside_big_s = []
         self.big_s = []
-        self.succeeded = self.expected = 0
+        self.succeeded = self.expected = self.jobs = 0
         self.open_big = 0
         self.started = self.cpu = None
 
@@ -62,6 +62,7 @@ class Observer:
 
     def _closed(self, event):
         report = event.report
+        self.jobs += len(report.results)
         if len(report.batch.entries) > load.PER_BATCH:
             self.open_big -= 1
             self.big_s.append(report.duration_s)
@@ -123,7 +124,7 @@ async def main():
         "cpu": cpu / seconds,
         "succeeded": observer.succeeded / observer.expected,
         "longest_gc_s": pauses.longest_s,
-        "jobs": observer.expected,
+        "jobs": observer.jobs,
         "seconds": seconds,
     }
     print(json.dumps(line), flush=True)

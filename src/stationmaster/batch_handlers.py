@@ -195,13 +195,15 @@ class BatchLanes:
         entries, last_message = batch.entries, batch.last_message
         problem: Exception | None = None
         with trio.CancelScope(deadline=collecting.deadline) as scope:  # noqa: ASYNC912
-            for station_id in station_ids:
-                collecting.begin(station_id, scope.cancel)
-            own = attrs.evolve(
-                batch,
-                entries={name: entries[name] for name in station_ids},
-                last_message={name: last_message[name] for name in station_ids},
-            )
+            collecting.begin_call(answers.expected, scope.cancel)
+            if len(station_ids) == len(entries):  # tables only grow: these are all
+                own = attrs.evolve(batch, entries=dict(entries), last_message=dict(last_message))
+            else:
+                own = attrs.evolve(
+                    batch,
+                    entries={name: entries[name] for name in station_ids},
+                    last_message={name: last_message[name] for name in station_ids},
+                )
             try:
                 returned = await self._handler(own, answers.report)
                 if returned is not None:
@@ -238,8 +240,7 @@ class BatchLanes:
                 (attrs.evolve(failure, station_id=station_id) for station_id in unreported),
             )
         if not was_cut:  # else it is the closing that says what became of them
-            for station_id in station_ids:
-                collecting.end(station_id)
+            collecting.end_call(scope.cancel)
         return not was_cut  # noqa: ASYNC910
 
     async def _settle(self, collecting: Collecting, results: Iterable[StationResult]) -> None:
@@ -263,9 +264,11 @@ def _wait_s(lane: Lane) -> float:
 class Answers:
     """What one call reported, and of whom it has yet to."""
 
+    __slots__ = ("_collecting", "_ended", "_most_bytes", "_observer", "_open", "expected")
+
     def __init__(self, job: Job, *, most_bytes: int, observer: Observer) -> None:
+        self.expected: frozenset[str] = frozenset(job.station_ids)
         self._collecting = job.collecting
-        self._expected = frozenset(job.station_ids)
         self._most_bytes = most_bytes
         self._observer = observer
         self._open = dict.fromkeys(job.station_ids)
@@ -276,34 +279,32 @@ class Answers:
         collecting = self._collecting
         if station_id not in self._open:
             batch_id = collecting.batch.batch_id
-            if station_id in self._expected:
+            if station_id in self.expected:
                 raise ValueError(f"station {station_id} of {batch_id} was reported before")
             raise ValueError(f"this call for batch {batch_id} has no station {station_id!r}")
-        if isinstance(answer, BaseException) and (
-            not isinstance(answer, Exception) or is_fatal(answer)
-        ):
-            raise answer  # no answer of a station: it ends the pipeline
+        failure = answer if isinstance(answer, BaseException) else None
+        if failure is not None and (not isinstance(failure, Exception) or is_fatal(failure)):
+            raise failure  # no answer of a station: it ends the pipeline
         del self._open[station_id]
         if collecting.closed or self._ended:
             batch_id = collecting.batch.batch_id
             self._observer.observe(LateResult(batch_id=batch_id, station_id=station_id))
             return
-        collecting.settle(self._result(station_id, answer))
+        if failure is not None:
+            result = failure_of(station_id, failure)
+        else:
+            try:
+                result = answer_of(station_id, answer, most_bytes=self._most_bytes)
+            except Exception as error:
+                if is_fatal(error):
+                    raise
+                result = failure_of(station_id, error)
+        collecting.settle(result)
 
     def end(self) -> tuple[str, ...]:
         """Take note that the call ended; return the stations that it did not report."""
         self._ended = True
         return tuple(self._open)
-
-    def _result(self, station_id: str, answer: object) -> StationResult:
-        if isinstance(answer, Exception):
-            return failure_of(station_id, answer)
-        try:
-            return answer_of(station_id, answer, most_bytes=self._most_bytes)
-        except Exception as error:
-            if is_fatal(error):
-                raise
-            return failure_of(station_id, error)
 
 
 @asynccontextmanager

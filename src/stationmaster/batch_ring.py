@@ -9,6 +9,7 @@ Rules:
    covers partitions that stay goes on, so that these are accounted for; the others' ranges come again elsewhere.
 5. The fan-out of an opened batch is shielded from the poller's scope: half of a batch must not be handed out.
 6. What joins an open batch is part of it from the same step on: of its ranges, its bytes, its report.
+7. A large batch is freed in slices: to free 10,000 stations' data at once makes other batches 6 ms late.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ if TYPE_CHECKING:
     from stationmaster.settings import PipelineSettings
     from stationmaster.uploader import Uploader
     from stationmaster.workers import Workers
+
+
+_SLICE = (
+    1024  # results, or stations' readings, freed between two checkpoints: a third of a millisecond
+)
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -205,7 +211,15 @@ class BatchRing:
     # ------------------------------------------------------------------------------------------------------ batch tasks
 
     async def _run(self, opened: OpenBatch) -> None:
-        """Own one batch from its opening to its end."""
+        """Own one batch from its opening to its end, and what is left of it."""
+        remains = await self._see_through(opened)
+        del opened  # else it would all live until the task ends
+        while remains:
+            del remains[-_SLICE:]
+            await trio.lowlevel.checkpoint()
+
+    async def _see_through(self, opened: OpenBatch) -> list[object]:
+        """Decide and deliver a batch; return what there is to free, if it is much."""
         draft, collector = opened.draft, opened.collector
         delivered = False
         try:
@@ -215,7 +229,7 @@ class BatchRing:
             if collector.closed or self._grace.is_over:
                 # Even if it is complete: its stations are cancelled too, their errors are no answers.
                 self._drop(opened)
-                return
+                return []
             opened.settle_batch()
             report = collector.close(closed_at=self._now())
             lateness_s = max(0.0, now - collector.deadline)
@@ -227,6 +241,8 @@ class BatchRing:
                 self._account(draft)
             else:
                 self._drop(opened)
+            results = report.results
+            return [*results, *draft.entries.values()] if len(results) > _SLICE else []
         finally:
             self._open.remove(opened)
             if draft.by == "timestamp":

@@ -19,6 +19,8 @@ Everything happens on one loop without a checkpoint in between, so there is no l
 from __future__ import annotations
 
 import math
+from collections import Counter
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import trio
@@ -27,12 +29,15 @@ from stationmaster.batch import Batch, BatchReport, ClosedBy, Outcome, StationRe
 from stationmaster.events import LateResult, StationAnswered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Container, Iterable
     from datetime import datetime
 
     from stationmaster.abc import Observer
 
 _ANSWERS = frozenset({Outcome.SUCCEEDED, Outcome.NO_OUTPUT, Outcome.FAILED})
+_OUTCOME = attrgetter(
+    "outcome"
+)  # a report is made in one step: no line of Python for each of its results
 
 
 class Collector:
@@ -42,6 +47,7 @@ class Collector:
         "_absent",
         "_answers",
         "_bytes_left",
+        "_calls",
         "_detailed",
         "_expected",
         "_observer",
@@ -93,6 +99,7 @@ class Collector:
         self._rejected = 0
         self._outcomes: dict[str, StationResult] = {}
         self._running: dict[str, Callable[[], None]] = {}
+        self._calls: dict[Callable[[], None], frozenset[str]] = {}
         if not self._expected:
             self.done.set()
 
@@ -100,7 +107,8 @@ class Collector:
         """Tell whether data of these stations may join: nothing is decided, and none of their jobs has begun."""
         if not self._waits or self.closed or self.done.is_set():
             return False
-        return not any(name in self._outcomes or name in self._running for name in station_ids)
+        begun: tuple[Container[str], ...] = (self._outcomes, self._running, *self._calls.values())
+        return not any(name in some for name in station_ids for some in begun)
 
     def join(self, station_ids: Iterable[str]) -> None:
         """Expect these stations too; their data is in the batch already."""
@@ -118,6 +126,14 @@ class Collector:
     def end(self, station_id: str) -> None:
         """Take note that it runs no more, with or without an outcome."""
         self._running.pop(station_id, None)
+
+    def begin_call(self, station_ids: frozenset[str], cancel: Callable[[], None]) -> None:
+        """Take note that one call for all these stations runs; it is known by its `cancel`, which must be its own."""
+        self._calls[cancel] = station_ids
+
+    def end_call(self, cancel: Callable[[], None]) -> None:
+        """Take note that it runs no more, whatever it reported."""
+        self._calls.pop(cancel, None)
 
     def settle(self, result: StationResult) -> None:
         """Take a station's outcome."""
@@ -167,29 +183,30 @@ class Collector:
         else:
             closed_by = ClosedBy.DEADLINE
         why = "deadline" if closed_by is ClosedBy.DEADLINE else "quorum"
-        counts = dict.fromkeys(Outcome, 0)
-        results = []
-        for station_id in self.batch.entries:
-            result = outcomes.get(station_id)
-            if result is None:
-                did = "no answer" if station_id in running else "not started"
-                result = StationResult(
-                    station_id, Outcome.TIMED_OUT, None, f"{did} when the {why} closed the batch"
-                )
-            counts[result.outcome] += 1
-            results.append(result)
-        counts[Outcome.MISSING] += len(self._absent)
+        entries = self.batch.entries
+        if len(outcomes) < len(entries):
+            for station_id in entries:
+                if station_id not in outcomes:
+                    did = "no answer" if station_id in running else "not started"
+                    reason = f"{did} when the {why} closed the batch"
+                    outcomes[station_id] = StationResult(
+                        station_id, Outcome.TIMED_OUT, None, reason
+                    )
         reason = (
             f"no data when the {why} closed the batch" if self._waits else "no data in the batch"
         )
-        results += [StationResult(name, Outcome.MISSING, None, reason) for name in self._absent]
+        results = (
+            *map(outcomes.__getitem__, entries),
+            *(StationResult(name, Outcome.MISSING, None, reason) for name in self._absent),
+        )
+        counts = dict.fromkeys(Outcome, 0) | Counter(map(_OUTCOME, results))
         self._outcomes = {}  # a stuck station may hold this collector for long
         return BatchReport(
             batch=self.batch,
             closed_by=closed_by,
             closed_at=closed_at,
             duration_s=trio.current_time() - self.opened,
-            results=tuple(results),
+            results=results,
             counts=counts,
         )
 
@@ -199,11 +216,14 @@ class Collector:
         self._outcomes = {}
         self.done.set()
 
-    def _shut(self) -> dict[str, Callable[[], None]]:
+    def _shut(self) -> set[str]:
+        """Cancel what runs; return the stations it is about."""
         self.closed = True
-        running = self._running.copy()
+        running = set(self._running).union(*self._calls.values())
+        cancels = (*self._running.values(), *self._calls)
         self._running.clear()
-        for cancel in running.values():
+        self._calls.clear()
+        for cancel in cancels:
             cancel()
         return running
 

@@ -20,7 +20,7 @@ import attrs
 from stationmaster.batch import BadEntry, Message, OffsetRange
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from stationmaster.settings import Boundary
@@ -88,25 +88,39 @@ class Draft:
         digest = hashlib.sha256("\n".join([self.group_id, *spans]).encode()).hexdigest()[:16]
         return f"{self.topic}_{digest}"
 
-    def add(self, messages: Iterable[Message]) -> None:
+    def add(self, messages: Sequence[Message]) -> None:
         """Join messages of its topic, in order within each partition."""
-        readings: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
-        bad_entries: list[BadEntry] = []
         named = len(self.entries)
         for message in messages:
-            for station_id, reading in zip(message.station_ids, message.readings, strict=True):
-                readings[station_id].append(reading)
             self.last_message.update(dict.fromkeys(message.station_ids, message))
             self.duplicates += len(message.station_ids)
-            bad_entries += message.bad_entries
+            if message.bad_entries:
+                self.bad_entries = (*self.bad_entries, *message.bad_entries)
             self.mislabelled += message.topic_differs
             self.size_bytes += message.size_bytes
             self._cover(message)
+        if named or len(messages) > 1 or not self._take_over(messages[0]):
+            self._gather(messages)
+        self.duplicates -= len(self.entries) - named
+
+    def _take_over(self, message: Message) -> bool:
+        """Let an empty draft have a message's entries at once; refuse if it names a station twice."""
+        station_ids = message.station_ids
+        entries: dict[str, tuple[Mapping[str, Any], ...]] = dict(
+            zip(station_ids, zip(message.readings, strict=True), strict=True)
+        )
+        alone = len(entries) == len(station_ids)
+        if alone:
+            self.entries = entries
+        return alone
+
+    def _gather(self, messages: Sequence[Message]) -> None:
+        readings: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
+        for message in messages:
+            for station_id, reading in zip(message.station_ids, message.readings, strict=True):
+                readings[station_id].append(reading)
         for station_id, known in readings.items():
             self.entries[station_id] = (*self.entries.get(station_id, ()), *known)
-        self.duplicates -= len(self.entries) - named
-        if bad_entries:
-            self.bad_entries = (*self.bad_entries, *bad_entries)
 
     def absorb(self, other: Draft) -> None:
         """Join another draft of the same time."""
@@ -131,7 +145,7 @@ class Draft:
     def _cover(self, message: Message) -> None:
         key = message.partition, message.generation
         run = self._latest.get(key)
-        if run is not None and message.follows in {None, run.last}:
+        if run is not None and (message.follows is None or message.follows == run.last):
             run.last = message.offset
             return
         run = self._latest[key] = _Run(

@@ -8,7 +8,7 @@ Rules:
    may stand behind what waits for a slot. Joining an open batch takes no slot.
 3. A record that is refused goes to the dead letters; it waits with the poller only while too many are on their way.
 4. Topics of high priority come first (`Parked`); the order within a partition is kept.
-5. Parsing is cut into slices of `_SLICE_BYTES`, or of one message if that is larger.
+5. Parsing, and joining what was parsed, is cut into slices of `_SLICE_BYTES`; a larger message is parsed in steps.
 6. Between the last look at what waits and waiting for a change there is no checkpoint: no change is missed.
 """
 
@@ -16,19 +16,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import attrs
 import trio
 
-from stationmaster.batch import Message, Refusal
+from stationmaster.batch import Refusal
 from stationmaster.drafts import Draft, draft_batch
-from stationmaster.messages import parse_message
+from stationmaster.messages import parse_in_steps
 from stationmaster.parked import Parked
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from stationmaster.abc import Source
-    from stationmaster.batch import Record
+    from stationmaster.batch import Message, Record
     from stationmaster.intake import Intake
     from stationmaster.settings import PipelineSettings
 
@@ -72,6 +71,8 @@ class Poller:
         self._polls_on = any(rules.by == "timestamp" for rules in settings.all_rules())
         self._previous: dict[tuple[str, int], tuple[int, int]] = {}
         """Topic and partition -> generation and offset of its last record."""
+        self._parsed_bytes = 0
+        """Since the last slice ended."""
         self._ended = False
 
     @property
@@ -113,28 +114,52 @@ class Poller:
         if self._has_urgent:
             records = sorted(records, key=lambda record: not rules(record.topic).is_urgent)
         polled: dict[str, list[Message]] = {}
-        parsed_bytes = 0
+        drafts: dict[str, Draft] = {}
         for record in records:
             by = rules(record.topic).by
             if by == "message":
                 self._parked.add(record, urgent=rules(record.topic).is_urgent)
                 continue
-            follows = self._follow(record)
-            parsed = parse_message(record, self._settings.limits)
+            parsed = await self._parse(record, follows=self._follow(record))
             if isinstance(parsed, Refusal):
                 await self._refuse(record, parsed)
+            elif by == "poll":
+                polled.setdefault(record.topic, []).append(parsed)
             else:
-                message = attrs.evolve(parsed, follows=follows)
-                if by == "poll":
-                    polled.setdefault(record.topic, []).append(message)
-                else:
-                    await self._sort_by_time(message)
-            parsed_bytes += len(record.value or b"")
-            if parsed_bytes >= _SLICE_BYTES:
-                parsed_bytes = 0
+                await self._sort_by_time(parsed)
+            if self._ends_slice(record):
+                self._join(polled, drafts)
                 await trio.lowlevel.checkpoint()
+        self._join(polled, drafts)
+        for topic, draft in drafts.items():
+            self._parked.add(draft, urgent=rules(topic).is_urgent)
+
+    def _join(self, polled: dict[str, list[Message]], drafts: dict[str, Draft]) -> None:
+        """Move the messages of a slice into the drafts of their topics."""
         for topic, messages in polled.items():
-            self._parked.add(self._draft(messages), urgent=rules(topic).is_urgent)
+            if topic in drafts:
+                drafts[topic].add(messages)
+            else:
+                drafts[topic] = self._draft(messages)
+        polled.clear()
+
+    async def _parse(self, record: Record, *, follows: int | None = None) -> Message | Refusal:
+        steps = parse_in_steps(record, self._settings.limits, follows=follows)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                parsed: Message | Refusal = end.value
+                return parsed  # noqa: ASYNC910 - what is small is parsed at once
+            await trio.lowlevel.checkpoint()
+
+    def _ends_slice(self, record: Record) -> bool:
+        """Take note of what was parsed; tell whether others should run now."""
+        self._parsed_bytes += len(record.value or b"")
+        if self._parsed_bytes < _SLICE_BYTES:
+            return False
+        self._parsed_bytes = 0
+        return True
 
     def _follow(self, record: Record) -> int | None:
         """Return the offset of the record before this one in its partition, as polled."""
@@ -170,7 +195,7 @@ class Poller:
     async def _open_what_has_room(self) -> None:  # noqa: ASYNC910, ASYNC911 - see rule 6
         while True:
             for record, urgent in self._parked.records():
-                await self._parse(record, urgent=urgent)
+                await self._parse_first(record, urgent=urgent)
                 break
             else:
                 draft = self._choose()
@@ -179,11 +204,13 @@ class Poller:
                 self._parked.take(draft)
                 await self._open_batch(draft)
 
-    async def _parse(  # noqa: ASYNC910 - PLACEHOLDER
+    async def _parse_first(  # noqa: ASYNC910 - what is small is parsed at once
         self, record: Record, *, urgent: bool
     ) -> None:
         """Parse the first record of a row: its turn has come."""
-        parsed = parse_message(record, self._settings.limits)
+        if self._ends_slice(record):
+            await trio.lowlevel.checkpoint()
+        parsed = await self._parse(record)
         if isinstance(parsed, Refusal):
             await self._refuse(record, parsed)
             self._parked.parsed(None, urgent=urgent)

@@ -134,14 +134,25 @@ class HookQueue:
 class _Overheard:
     """An open batch that passes on the outcomes that count."""
 
-    __slots__ = ("_collecting", "_known", "_queue", "begin", "end", "waiting")
+    __slots__ = (
+        "_collecting",
+        "_known",
+        "_queue",
+        "begin",
+        "begin_call",
+        "end",
+        "end_call",
+        "waiting",
+    )
 
     def __init__(self, collecting: Collecting, queue: HookQueue) -> None:
         self._collecting = collecting
         self._queue = queue
         self._known: set[str] = set()
         self.begin = collecting.begin
+        self.begin_call = collecting.begin_call
         self.end = collecting.end
+        self.end_call = collecting.end_call
         self.waiting = 0
         """Results of it that wait for the hook."""
 
