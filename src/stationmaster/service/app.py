@@ -218,12 +218,13 @@ async def run_service(config: Config, *, observer: Observer) -> int:
 def _spared_collector() -> Iterator[None]:
     """Take what exists now, modules and known stations, out of garbage collection, and look at the rest less often.
 
-    With 10,000 station tasks a full collection stops everything for 150 ms: batches are late by as much.
+    With 10,000 station tasks a full collection stops everything for 150 ms: batches are late by as much. Young objects
+    are still looked at often: where old ones are freed meanwhile there are far more of them than the threshold says.
     """
     before = gc.get_threshold()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 50, 1_000)
+    gc.set_threshold(2_000, 500, 1_000)
     try:
         yield
     finally:

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from stationmaster.abc import Observer, StationHandler
 
 _LOOKED_AT = 64  # stations that an estimate looks at: more do not move a median
-_SLICE = 512  # units of work between two checkpoints, about 2 us each: other batches' deadlines wait so long
-_QUEUED, _WOKEN, _MADE = (
-    1,
-    8,
-    32,
-)  # units: a job for a busy station, for an idle one, and a station made or given up
+# Units of work, about 2 us each: a job for a busy station, for an idle one, and a station made or given up.
+_QUEUED, _WOKEN, _MADE = 1, 8, 32
+# Units between two checkpoints: other batches' deadlines wait so long. Slices are coarser where batches come one upon
+# the other: a station then has its next job before it has parked, which halves what a job costs.
+_FINE, _COARSE = 64, 512
+_UPON_S = 0.005  # from the end of one hand-over to the next
 
 
 class Stations:
@@ -59,6 +59,7 @@ class Stations:
         self._idle_s = idle_s
         self._live: dict[str, Station] = {}
         self._in_a_row = 0
+        self._handed_over_at = -math.inf
         """Units of work since the last checkpoint of a hand-over."""
         self._idle = idle
 
@@ -77,7 +78,7 @@ class Stations:
                 break
             if station_id not in self._live:
                 self._start(station_id)
-            if not index % (_SLICE // _MADE):
+            if not index % (_COARSE // _MADE):
                 await trio.lowlevel.checkpoint()
         await trio.lowlevel.checkpoint()
 
@@ -93,20 +94,23 @@ class Stations:
             collecting: the open batch.
             station_ids: those of its stations that joined it; None: all.
         """
+        began = trio.current_time()
+        slice_ = _COARSE if began - self._handed_over_at < _UPON_S else _FINE
         entries = collecting.batch.entries if station_ids is None else station_ids
         for station_id in tuple(entries):  # others may join meanwhile
             self._in_a_row += self.submit(collecting, station_id)
-            if self._in_a_row >= _SLICE:
+            if self._in_a_row >= slice_:
                 self._in_a_row = 0
                 await trio.lowlevel.checkpoint()
                 if collecting.closed:
-                    return
+                    break
+        self._handed_over_at = trio.current_time()
 
     def submit(self, collecting: Collecting, station_id: str) -> int:
         """Queue this station's job of a batch, or settle it as rejected. Never waits.
 
         Returns:
-            What that costs the loop, in units of which `_SLICE` may follow each other without a checkpoint.
+            What that costs the loop, in the units of a slice.
         """
         cost = _QUEUED
         station = self._live.get(station_id)
@@ -177,7 +181,7 @@ class Stations:
             while self._idle and next(iter(self._idle.values())).idle_since <= limit:
                 self._give_up_longest_idle()
                 given_up += 1
-                if not given_up % (_SLICE // _MADE):
+                if not given_up % (_FINE // _MADE):
                     await trio.lowlevel.checkpoint()
 
     def _give_up_longest_idle(self) -> bool:
