@@ -36,7 +36,7 @@ _QUEUED, _WOKEN, _MADE = 1, 8, 32
 # Units between two checkpoints: other batches' deadlines wait so long. Slices are coarser where batches come one upon
 # the other: a station then has its next job before it has parked, which halves what a job costs.
 _FINE, _COARSE = 64, 512
-_UPON_S = 0.005  # from the end of one hand-over to the next
+_UPON_S = 0.01  # from the end of one hand-over to the next
 
 
 class Stations:
