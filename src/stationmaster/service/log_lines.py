@@ -50,6 +50,7 @@ from stationmaster.events import (
     StoreUnblocked,
     ThreadAbandoned,
     ThreadReturned,
+    UploadAttempted,
     UploadDone,
     UploadFailed,
     UploadKept,
@@ -123,6 +124,9 @@ def line_of(event: Event) -> Line:
             return _handler_line(event)
         case UploadDone() | UploadRejected() | UploadRetried() | UploadFailed() | UploadKept():
             return _upload_line(event)
+        case UploadAttempted():
+            tried = {"status": event.status, "seconds": round(event.seconds, 3)}
+            return Line("debug", "upload attempted", {"batch_id": event.batch_id, **tried})
         case UploadsDiverted() | UploadsResumed() | OutboxDelivered() | OutboxRetried():
             return _outbox_line(event)
         case OutboxRejected() | DeadLettersKept() | StoreBlocked() | StoreUnblocked():
