@@ -14,16 +14,15 @@ from tests.browser.driver import Browser, UnavailableError, find_programs, open_
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 
 @pytest.fixture
-async def browser(tmp_path: Path) -> AsyncIterator[Browser]:
+async def browser() -> AsyncIterator[Browser]:
     try:
         find_programs()
     except UnavailableError as error:
         if os.environ.get("STATIONMASTER_REQUIRE_BROWSER") == "1":
             raise
         pytest.skip(f"no browser here: {error}")
-    async with open_browser(tmp_path / "profile") as opened:
+    async with open_browser() as opened:
         yield opened

@@ -6,8 +6,10 @@ import base64
 import os
 import shutil
 import subprocess
-from contextlib import asynccontextmanager
+import tempfile
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -15,8 +17,7 @@ import httpx
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Iterator
 
 _READY_S = 30.0
 _REQUEST_S = 60.0
@@ -115,57 +116,67 @@ class Browser:
 
 
 @asynccontextmanager
-async def open_browser(profile: Path) -> AsyncIterator[Browser]:
-    """Start Chromium with an empty profile in this folder.
+async def open_browser() -> AsyncIterator[Browser]:
+    """Start Chromium with an empty profile.
 
     Raises:
         UnavailableError: it is not installed.
     """
     chromium, chromedriver = find_programs()
-    await trio.Path(profile).mkdir()
-    async with trio.open_nursery() as nursery:
-        run = partial(
-            trio.run_process,
-            [chromedriver, "--port=0"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            check=False,
-            # Of its own: the browser keeps its sockets and crash files there.
-            env={**os.environ, "HOME": str(profile), "TMPDIR": str(profile)},
-        )
-        process: trio.Process = await nursery.start(run)
-        with trio.fail_after(_READY_S):
-            port = await _read_port(process)
-        async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", timeout=_REQUEST_S, trust_env=False
-        ) as client:
-            options = {
-                "binary": chromium,
-                "args": [
-                    "--headless=new",
-                    "--no-sandbox",  # tests may run as root
-                    "--disable-dev-shm-usage",
-                    "--no-first-run",
-                    "--disable-gpu",
-                    "--no-proxy-server",
-                    f"--user-data-dir={profile / 'data'}",
-                ],
-            }
-            wanted = {
-                "browserName": "chrome",
-                "goog:chromeOptions": options,
-                "goog:loggingPrefs": {"browser": "ALL"},
-                "timeouts": {"script": int(_READY_S * 1000)},
-            }
-            answer = await client.post("/session", json={"capabilities": {"alwaysMatch": wanted}})
-            assert answer.status_code == 200, answer.text
-            session = answer.json()["value"]["sessionId"]
-            try:
-                yield Browser(client, session)
-            finally:
-                with trio.CancelScope(shield=True, relative_deadline=10):
-                    await client.delete(f"/session/{session}")
-        nursery.cancel_scope.cancel()
+    # A folder of a short name: the browser makes sockets in it, whose paths may have 107 characters.
+    with _temporary_folder() as profile:
+        async with trio.open_nursery() as nursery:
+            run = partial(
+                trio.run_process,
+                [chromedriver, "--port=0"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                check=False,
+                # Of its own: the browser keeps its sockets and crash files there.
+                env={**os.environ, "HOME": str(profile), "TMPDIR": str(profile)},
+            )
+            process: trio.Process = await nursery.start(run)
+            with trio.fail_after(_READY_S):
+                port = await _read_port(process)
+            async with httpx.AsyncClient(
+                base_url=f"http://127.0.0.1:{port}", timeout=_REQUEST_S, trust_env=False
+            ) as client:
+                options = {
+                    "binary": chromium,
+                    "args": [
+                        "--headless=new",
+                        "--no-sandbox",  # tests may run as root
+                        "--disable-dev-shm-usage",
+                        "--no-first-run",
+                        "--disable-gpu",
+                        "--no-proxy-server",
+                        f"--user-data-dir={profile / 'data'}",
+                    ],
+                }
+                wanted = {
+                    "browserName": "chrome",
+                    "goog:chromeOptions": options,
+                    "goog:loggingPrefs": {"browser": "ALL"},
+                    "timeouts": {"script": int(_READY_S * 1000)},
+                }
+                answer = await client.post(
+                    "/session", json={"capabilities": {"alwaysMatch": wanted}}
+                )
+                assert answer.status_code == 200, answer.text
+                session = answer.json()["value"]["sessionId"]
+                try:
+                    yield Browser(client, session)
+                finally:
+                    with trio.CancelScope(shield=True, relative_deadline=10):
+                        await client.delete(f"/session/{session}")
+            nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    # The browser's children may still write into it when their parent is gone.
+    with tempfile.TemporaryDirectory(prefix="page-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 async def _read_port(process: trio.Process) -> int:
