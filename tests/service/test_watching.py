@@ -34,6 +34,10 @@ async def test_the_page_of_a_running_service_shows_it_until_the_drain_is_over(
             url = json.loads(await service.wait_line('"web listens"'))["url"]
             async with httpx.AsyncClient(base_url=url) as client:
                 await service.wait_line('"partitions assigned"')
+                metrics = (
+                    await client.get("/metrics")
+                ).text  # what is counted by topic begins at 0
+                assert f'stationmaster_batches_opened_total{{topic="{TOPIC}"}} 0.0' in metrics
                 produce(broker, TOPIC, [message(number) for number in range(4)])
                 await receiver.wait_batches(4)
 

@@ -91,7 +91,7 @@ async def open_watch(
     )
     board.watch(health=health)
     async with (
-        open_metrics() as metrics,
+        open_metrics(topics=config.kafka.topics if config.kafka is not None else ()) as metrics,
         open_web(
             host=web.host,
             port=web.port,
