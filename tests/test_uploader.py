@@ -12,7 +12,13 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from stationmaster.abc import Accepted, Rejected, TryAgain, Unavailable, UploadAnswer
 from stationmaster.collector import Collector
 from stationmaster.errors import UploadFailedError
-from stationmaster.events import UploadDone, UploadFailed, UploadRejected, UploadRetried
+from stationmaster.events import (
+    UploadAttempted,
+    UploadDone,
+    UploadFailed,
+    UploadRejected,
+    UploadRetried,
+)
 from stationmaster.testing import Hang, RecordingObserver, RecordingSink, Slow
 from stationmaster.uploader import Uploader
 from tests.telemetry import NOON, batch
@@ -42,7 +48,10 @@ async def test_an_accepted_report_is_delivered_once(autojump_clock: MockClock) -
     sink, observer, sent = RecordingSink([Slow(2)]), RecordingObserver(), report()
     await uploader(sink, observer).deliver(sent)
     assert sink.attempts == [sent]
-    (done,) = observer.events
+    tried, done = observer.events
+    assert tried == UploadAttempted(
+        batch_id=sent.batch.batch_id, status=200, seconds=2.0, from_outbox=False
+    )
     assert done == UploadDone(report=sent, attempts=1, seconds=2.0)
 
 
@@ -54,7 +63,9 @@ async def test_a_report_that_is_refused_for_good_is_delivered_as_well() -> None:
     )
     await uploader(sink, observer).deliver(sent)
     assert len(sink.attempts) == 1
-    assert observer.events == [UploadRejected(report=sent, status=422, answer="no")]
+    assert [event.status for event in observer.of(UploadAttempted)] == [422]
+    assert observer.of(UploadRejected) == [UploadRejected(report=sent, status=422, answer="no")]
+    assert len(observer.events) == 2
 
 
 @pytest.mark.parametrize("trouble", [BUSY, Unavailable(reason="401 Unauthorized")])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 
 
 def main() -> None:
     """Run the command line; say what to install if the service's packages are missing."""
+    faulthandler.enable()  # the watchdog's SIGABRT then says in the log where every thread stood
     try:
         from stationmaster.service.cli import run_command_line  # noqa: PLC0415 - the library works without them
     except ModuleNotFoundError as error:

@@ -131,6 +131,8 @@ class TryAgain:
 
     reason: str
     retry_after_s: float | None = None
+    status: int | None = attrs.field(default=None, eq=False)
+    """Of the answer; None: there was none."""
 
 
 @attrs.frozen(kw_only=True)
@@ -138,6 +140,8 @@ class Unavailable:
     """The target refuses everybody (401, 403, 404, 405, 3xx): a wrong token or URL. Somebody must mend it."""
 
     reason: str
+    status: int | None = attrs.field(default=None, eq=False)
+    """Of the answer, if the sink has such a thing."""
 
 
 UploadAnswer: TypeAlias = Accepted | Rejected | TryAgain | Unavailable

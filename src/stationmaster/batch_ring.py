@@ -14,6 +14,8 @@ Rules:
 
 from __future__ import annotations
 
+import heapq
+from math import inf
 from typing import TYPE_CHECKING
 
 import attrs
@@ -30,6 +32,7 @@ from stationmaster.events import (
     EmptyBatch,
 )
 from stationmaster.gatherings import Gatherings
+from stationmaster.settings import OpenBatchStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -117,6 +120,31 @@ class BatchRing:
         """Topic and partition -> the newest generation that was taken away."""
         self.dropped: int = 0
         """Batches that the end of the grace dropped uncommitted."""
+
+    def statistics(self, *, limit: int) -> tuple[OpenBatchStatistics, ...]:
+        """Return a moment of the open batches, at most `limit` of them: those whose deadline is nearest."""
+        nearest = heapq.nsmallest(limit, self._open, key=_urgency)
+        return tuple(
+            OpenBatchStatistics(
+                batch_id=opened.collector.batch.batch_id,
+                topic=opened.draft.topic,
+                opened=opened.collector.opened,
+                deadline=opened.collector.deadline,
+                answered=opened.collector.answered,
+                expected=opened.collector.expected,
+                delivering=opened.delivery is not None,
+            )
+            for opened in nearest
+        )
+
+    @property
+    def oldest_deadline(self) -> float:
+        """The earliest deadline of what is open, uploads included; infinity if nothing is."""
+        return min((opened.collector.deadline for opened in self._open), default=inf)
+
+    def reconfigure(self, settings: PipelineSettings) -> None:
+        """Go by other rules from the next batch on."""
+        self._settings = settings
 
     # ---------------------------------------------------------------------------------------------------------- opening
 
@@ -284,3 +312,10 @@ class BatchRing:
         else:
             self.dropped += 1
             self._observer.observe(BatchDropped(batch=batch))
+
+
+def _urgency(opened: OpenBatch) -> tuple[float, str]:
+    return (
+        opened.collector.deadline,
+        opened.collector.batch.batch_id,
+    )  # two of one step keep an order

@@ -119,6 +119,16 @@ class Collector:
     def _count_expected(self) -> int:
         return len(self.batch.entries) + (len(self._absent) if self._waits else 0)
 
+    @property
+    def answered(self) -> int:
+        """Stations that have an outcome; 0 once the batch is closed."""
+        return len(self._outcomes)
+
+    @property
+    def expected(self) -> int:
+        """Stations that are waited for."""
+        return self._expected
+
     def begin(self, station_id: str, cancel: Callable[[], None]) -> None:
         """Take note that a station's handler runs; `cancel` is called if it still does when the batch closes."""
         self._running[station_id] = cancel

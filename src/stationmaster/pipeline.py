@@ -25,7 +25,7 @@ import trio
 from stationmaster.abc import NullObserver
 from stationmaster.batch_ring import BatchRing
 from stationmaster.counting import Counting
-from stationmaster.errors import plain_errors
+from stationmaster.errors import ConfigError, plain_errors
 from stationmaster.grace import Grace
 from stationmaster.intake import Intake
 from stationmaster.letters import Letters
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from stationmaster.abc import DeadLetters, Handler, Observer, Outbox, ResultHook, Sink, Source
     from stationmaster.drafts import Draft
+    from stationmaster.settings import OpenBatchStatistics
     from stationmaster.workers import Workers
 
 
@@ -99,6 +100,19 @@ class Pipeline:
         self._polling.cancel()
         self._grace.draw_in(trio.current_time() + grace_s)
 
+    def reconfigure(self, settings: PipelineSettings) -> None:
+        """Go by other deadlines, quorums, priorities and rosters; open batches and what was polled keep theirs.
+
+        Raises:
+            ConfigError: something else differs too, see `PipelineSettings.fixed_changes`; nothing has changed.
+        """
+        if fixed := self._settings.fixed_changes(settings):
+            raise ConfigError([f"{name}: cannot change while the pipeline runs" for name in fixed])
+        self._settings = settings
+        self._batches.reconfigure(settings)
+        if self._poller is not None:
+            self._poller.reconfigure(settings)
+
     async def wait_started(self) -> None:
         """Wait until the workers are there, those of rosters included, and polling begins.
 
@@ -143,7 +157,12 @@ class Pipeline:
             duplicates=counted.duplicates,
             abandoned_threads=counted.abandoned_threads,
             open_breakers=counted.open_breakers,
+            oldest_deadline=self._batches.oldest_deadline,
         )
+
+    def open_batches(self, *, limit: int) -> tuple[OpenBatchStatistics, ...]:
+        """Return a moment of the open batches, at most `limit` of them: those whose deadline is nearest, first."""
+        return self._batches.statistics(limit=limit)
 
     # ----------------------------------------------------------------------------------------------------- the rings
 
@@ -181,13 +200,13 @@ class Pipeline:
                     await batches.open_batch(draft, workers, tasks)
 
                 def may_open(draft: Draft) -> bool:
-                    limit = settings.rules(draft.topic).deadline_s / 2
+                    limit = self._settings.rules(draft.topic).deadline_s / 2
                     return workers.expected_wait_s(draft.entries, topic=draft.topic) < limit
 
                 self._poller = Poller(
                     self._source,
                     self._intake,
-                    settings=settings,
+                    settings=self._settings,
                     may_open=may_open,
                     may_join=batches.may_join,
                     open_batch=open_batch,

@@ -80,6 +80,11 @@ class Poller:
         """Bytes of messages that wait for room."""
         return self._parked.size_bytes
 
+    def reconfigure(self, settings: PipelineSettings) -> None:
+        """Go by other rules from now on; what waits already keeps its row."""
+        self._settings = settings
+        self._has_urgent = any(rules.is_urgent for rules in settings.all_rules())
+
     async def run(self) -> None:
         """Poll until the source ends. Cancel it to stop: what is not opened yet stays uncommitted."""
         limit = self._settings.max_parked_bytes if self._polls_on else 0

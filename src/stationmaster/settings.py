@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from math import inf
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 import attrs
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 Boundary: TypeAlias = Literal["message", "poll", "timestamp"]
 Priority: TypeAlias = Literal["normal", "high"]
+
+_CHANGEABLE: Final = frozenset(
+    {"deadline_s", "high_priority_deadline_s", "quorum", "roster", "topics"}
+)
 
 
 def _in_order(station_ids: Iterable[str]) -> tuple[str, ...]:
@@ -127,6 +132,22 @@ class PipelineSettings:
         yield self._general
         yield from self._rules.values()
 
+    def fixed_changes(self, other: PipelineSettings) -> tuple[str, ...]:
+        """Return what differs and cannot change while a pipeline runs: all but how batches are timed, and rosters."""
+        names = [
+            field.name
+            for field in attrs.fields(PipelineSettings)
+            if field.init
+            and field.name not in _CHANGEABLE
+            and getattr(self, field.name) != getattr(other, field.name)
+        ]
+        names += [
+            f"topics[{name!r}].by"
+            for name in {**self.topics, **other.topics}
+            if self.by == other.by and self.rules(name).by != other.rules(name).by
+        ]
+        return tuple(names)
+
     def __attrs_post_init__(self) -> None:
         """Check the settings together."""
         faults = [
@@ -197,6 +218,22 @@ class PipelineSettings:
 
 
 @attrs.frozen(kw_only=True)
+class OpenBatchStatistics:
+    """A moment of one open batch."""
+
+    batch_id: str
+    topic: str
+    opened: float
+    """On trio's clock, as `deadline`."""
+    deadline: float
+    answered: int
+    """Stations with an outcome; 0 once it is decided."""
+    expected: int
+    delivering: bool
+    """It is decided, and its upload under way."""
+
+
+@attrs.frozen(kw_only=True)
 class PipelineStatistics:
     """A moment of the pipeline."""
 
@@ -222,3 +259,5 @@ class PipelineStatistics:
     """Threads of a plain function that go on although their job was given up; each holds one of `threads`."""
     open_breakers: int = 0
     """Stations that are rejected at once, because they timed out again and again."""
+    oldest_deadline: float = inf
+    """The earliest of the open batches, uploads included, on trio's clock; infinity if none is open."""

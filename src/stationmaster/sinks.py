@@ -92,9 +92,9 @@ class HttpSink:
         words = error_text(answer.body, secret=self._token) or "no words"
         reason = f"{self._client.where} answered {status}: {words}"
         if status in {401, 403, 404, 405} or 300 <= status < 400:
-            return Unavailable(reason=f"{reason}. Check the URL and the token")
+            return Unavailable(reason=f"{reason}. Check the URL and the token", status=status)
         wait_s = parse_retry_after(answer.headers.get("retry-after"), now=time.time())
-        return TryAgain(reason=reason, retry_after_s=wait_s)
+        return TryAgain(reason=reason, retry_after_s=wait_s, status=status)
 
 
 @asynccontextmanager

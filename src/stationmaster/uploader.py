@@ -28,6 +28,7 @@ from stationmaster.batch import DeadLetter
 from stationmaster.blockage import Blockage
 from stationmaster.errors import StoreError, UploadFailedError
 from stationmaster.events import (
+    UploadAttempted,
     UploadDone,
     UploadFailed,
     UploadKept,
@@ -130,9 +131,18 @@ class Uploader:
         while not self._diverts():
             delivery.attempts += 1
             answer: UploadAnswer = TryAgain(reason="no answer before the limit")
+            began = trio.current_time()
             with trio.move_on_at(limit):
                 answer = await self._sink.upload(report)
             now = trio.current_time()
+            self._observer.observe(
+                UploadAttempted(
+                    batch_id=report.batch.batch_id,
+                    status=answer.status,
+                    seconds=now - began,
+                    from_outbox=False,
+                )
+            )
             if self._outbox is not None:
                 self._outbox.note(answer)
             if isinstance(answer, Accepted):

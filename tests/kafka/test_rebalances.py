@@ -188,13 +188,16 @@ async def test_records_of_a_partition_that_is_not_held_are_dropped(
     group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group.fill(1)
+    forgotten = threading.Event()
 
     def forget(pump: pump.Pump) -> None:
         pump._assignment.forget(list(pump._assignment.find_all([TopicPartition(group.topic, 1)])))
+        forgotten.set()
 
     async with open_kafka_source(group.settings()) as source:
         await read(source, 1)
         in_the_thread(monkeypatch, forget)
+        assert await trio.to_thread.run_sync(forgotten.wait, 10.0)
         group.fill(3, [1])
         group.fill(3, [2])
         assert places(await read(source, 3)) == [(2, 0), (2, 1), (2, 2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import time
 from contextlib import asynccontextmanager
@@ -124,3 +125,10 @@ async def once_frozen(station: StationInput) -> Mapping[str, object]:
     while gc.get_freeze_count() <= _FROZEN_BEFORE:  # noqa: ASYNC110 - the collector tells nobody
         await trio.sleep(0.01)
     return {"thresholds": gc.get_threshold()}
+
+
+async def environment(station: StationInput) -> Mapping[str, Any]:
+    """Answer with what systemd's variables are called that a child would inherit."""
+    await trio.lowlevel.checkpoint()
+    ours = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID")
+    return {"names": [name for name in ours if name in os.environ]}

@@ -862,6 +862,53 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(file: Path, url: str)
     assert "hush" not in fault
 
 
+# ---------------------------------------------------------------------------------------------------------------- web
+
+
+def test_without_a_web_table_there_is_none_and_with_one_it_has_defaults(file: Path) -> None:
+    assert load(file).web is None
+    web = load(file, "web.port=8081").web
+    assert web is not None
+    assert (web.host, web.port, web.token) == ("127.0.0.1", 8081, None)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST", "::1", "127.9.9.9"])
+def test_loopback_needs_no_token(file: Path, host: str) -> None:
+    web = load(file, f"web.host={host}").web
+    assert web is not None
+    assert web.host == host
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "localhost.example.org"]
+)
+def test_any_other_address_needs_one(file: Path, tmp_path: Path, host: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(file, f"web.host={host}")
+    [fault] = caught.value.faults
+    assert fault.startswith("web.token_file: is missing, and web.host (")
+    assert "(from --set web.host)" in fault
+
+    token = tmp_path / "token"
+    token.write_text("hush-hush\n")
+    web = load(file, f"web.host={host}", f"web.token_file={token}").web
+    assert web is not None
+    assert web.token is not None
+    assert web.token.reveal() == "hush-hush"
+
+
+@pytest.mark.parametrize("host", ["", "a b", "http://x", "[::1]", "a/b", "x" * 300])
+def test_a_host_that_is_none_is_a_fault(file: Path, host: str) -> None:
+    with pytest.raises(ConfigError, match=r"web\.host"):
+        load(file, f"web.host={host!r}")
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "'80'", "true"])
+def test_a_port_that_is_none_is_a_fault(file: Path, port: str) -> None:
+    with pytest.raises(ConfigError, match=r"web\.port: .*a TCP port"):
+        load(file, f"web.port={port}")
+
+
 # ---------------------------------------------------------------------------------------------------------- rendering
 
 
@@ -886,7 +933,7 @@ def test_what_is_rendered_loads_again_to_the_same_configuration(file: Path, tmp_
 def test_only_tables_that_are_there_are_rendered(file: Path) -> None:
     text = render(load(file))
 
-    assert set(tomllib.loads(text)) == set(TABLES) - {"file", "topic"}
+    assert set(tomllib.loads(text)) == set(TABLES) - {"file", "topic", "web"}
 
 
 # ------------------------------------------------------------------------------------------------------ config/*.toml

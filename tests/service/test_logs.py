@@ -325,6 +325,10 @@ TOLD: list[tuple[events.Event, dict[str, object]]] = [
         },
     ),
     (
+        events.UploadAttempted(batch_id="t_0_7_0", status=503, seconds=0.12345, from_outbox=False),
+        {"level": "debug", "event": "upload attempted", "status": 503, "seconds": 0.123},
+    ),
+    (
         events.UploadRetried(
             batch_id="t_0_7_0", attempt=1, reason="503", retry_in_s=0.5, remaining_s=59.4999
         ),

@@ -61,7 +61,9 @@ def test_it_opens_at_the_last_of_so_many_failures_in_a_row(
     assert closed.note(failure, now=1.0) is None
     assert closed.note(failure, now=2.0) is None
     assert not closed.is_open
-    assert closed.note(failure, now=3.0) == UploadsDiverted(reason=failure.reason)
+    refused = isinstance(failure, Unavailable)
+    expected = UploadsDiverted(reason=failure.reason, refused=refused)
+    assert closed.note(failure, now=3.0) == expected
     assert (closed.is_open, closed.probe_at) == (True, 3.5)
 
 

@@ -76,7 +76,9 @@ async def test_rows_that_fail_open_the_breaker_as_direct_uploads_do(
     async with setting.open() as outbox:
         await trio.sleep(60)
         assert outbox.is_diverting
-        assert setting.observer.of(UploadsDiverted) == [UploadsDiverted(reason="401: who are you")]
+        assert setting.observer.of(UploadsDiverted) == [
+            UploadsDiverted(reason="401: who are you", refused=True)
+        ]
         assert len(setting.rows) == 20
         assert setting.target.most_in_flight == 1
 

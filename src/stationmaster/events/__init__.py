@@ -65,6 +65,7 @@ from stationmaster.events.stores import (
     StoreUnblocked,
 )
 from stationmaster.events.uploads import (
+    UploadAttempted,
     UploadDone,
     UploadEvent,
     UploadFailed,
@@ -110,6 +111,7 @@ __all__ = [  # noqa: RUF022 - by part, as the page of the interface shows them
     "ResultHookTrouble",
     # uploads
     "UploadEvent",
+    "UploadAttempted",
     "UploadRetried",
     "UploadDone",
     "UploadRejected",

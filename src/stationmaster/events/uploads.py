@@ -11,6 +11,17 @@ if TYPE_CHECKING:
 
 
 @attrs.frozen(kw_only=True)
+class UploadAttempted:
+    """One request to the target ended, well or not; what it means for its batch is another event."""
+
+    batch_id: str
+    status: int | None
+    """Of the answer; None: there was none, or the sink has no such thing."""
+    seconds: float
+    from_outbox: bool
+
+
+@attrs.frozen(kw_only=True)
 class UploadRetried:
     """An attempt to upload failed and will be repeated."""
 
@@ -66,6 +77,8 @@ class UploadsDiverted:
     """The target is known to be down: closed batches go to the outbox at once, until a probe is accepted."""
 
     reason: str
+    refused: bool = False
+    """It refuses everybody: a token or a URL must be mended, waiting does not help."""
 
 
 @attrs.frozen(kw_only=True)
@@ -76,7 +89,8 @@ class UploadsResumed:
 
 
 UploadEvent: TypeAlias = (
-    UploadRetried
+    UploadAttempted
+    | UploadRetried
     | UploadDone
     | UploadRejected
     | UploadFailed

@@ -7,6 +7,7 @@ question about a log takes up to `fetch.wait.max.ms`, 0.1 s.)
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 
 PROBE_FIRST_S: Final = 1.0
 PROBE_EVERY_S: Final = 5.0
-_TIMEOUT_S: Final = 0.5
+ANSWER_S: Final = 0.5
+"""How long a question waits for its answer."""
+_AGAIN_S: Final = 1.0
+"""A broker that did not answer once may be busy: it is asked again so soon, before anybody hears of it."""
 _NAMED: Final = 5
 """Stuck partitions that a trouble names."""
 
@@ -43,6 +47,11 @@ class Inspector:
     _next_probe: float
     """On `time.monotonic`, as every `now` here."""
     watchdog: Watchdog = attrs.field(init=False)
+    first_heard_at: float | None = attrs.field(default=None, init=False)
+    heard_at: float | None = attrs.field(default=None, init=False)
+    """When a broker last answered anything; the pump's thread writes both."""
+    _missed: bool = attrs.field(default=False, init=False)
+    """The last question to a silent broker had no answer."""
     _standing_unknown: list[Holding] = attrs.field(factory=list, init=False)
     _asks_singly: bool = attrs.field(default=False, init=False)
     """The last question for several ends at once had no answer."""
@@ -50,6 +59,12 @@ class Inspector:
     def __attrs_post_init__(self) -> None:
         """Set the watchdog's limit."""
         self.watchdog = Watchdog(self._settings.progress_timeout_s)
+
+    def heard(self) -> None:
+        """Take note that a broker is there."""
+        self.heard_at = time.monotonic()
+        if self.first_heard_at is None:
+            self.first_heard_at = self.heard_at
 
     def assigned(self, holdings: Iterable[Holding]) -> None:
         """Ask at the next turn where the group stands with these."""
@@ -72,10 +87,11 @@ class Inspector:
             return
         try:
             found = self._consumer.committed(
-                [TopicPartition(*holding.key) for holding in unknown], timeout=_TIMEOUT_S
+                [TopicPartition(*holding.key) for holding in unknown], timeout=ANSWER_S
             )
         except KafkaException:
             return  # only statistics and the watchdog wanted to know
+        self.heard()
         by_key = {holding.key: holding for holding in unknown}
         for each in found:
             if each.error is None:
@@ -84,27 +100,37 @@ class Inspector:
     def probe_when_due(self, now: float) -> None:
         """Ask for the topics: tells what is wrong with them, and whether a broker answers at all.
 
-        Needed because some errors come once and never again, and with KIP-848 an unknown topic is no error at all.
+        Needed because some errors come once and never again, with KIP-848 an unknown topic is no error at all, and the
+        client takes a minute to find out that a broker hangs. While all is well only one that is silent is asked, for
+        one topic.
         """
         if now < self._next_probe:
             return
         self._next_probe = now + PROBE_EVERY_S
-        seen = self._assignment.topics
-        if not self._troubles.any_last and seen.issuperset(self._settings.topics):
-            return
-        well = True
-        for topic in self._settings.topics:
-            try:
-                found = self._consumer.list_topics(topic, timeout=_TIMEOUT_S)
-            except KafkaException as error:
-                self._on_error(error.args[0])
+        topics = self._settings.topics
+        all_well = not self._troubles.any_last and self._assignment.topics.issuperset(topics)
+        if all_well:
+            if self.heard_at is not None and now - self.heard_at < PROBE_EVERY_S:
                 return
+            topics = topics[:1]
+        well = True
+        for topic in topics:
+            try:
+                found = self._consumer.list_topics(topic, timeout=ANSWER_S)
+            except KafkaException as error:
+                if all_well and not self._missed:
+                    self._missed, self._next_probe = True, now + _AGAIN_S
+                else:
+                    self._on_error(error.args[0])
+                return
+            self.heard()
+            self._missed = False
             problem = found.topics[topic].error
             if problem is not None:
                 well = False
                 self._troubles.begin(kind_of(problem.code()), f"topic {topic}: {problem.str()}")
         self._troubles.end(ENDED_BY_AN_ANSWER)
-        if well:
+        if well and not all_well:
             self._troubles.end(ENDED_BY_ALL_TOPICS)
 
     def _watch(self, now: float, *, heard: bool) -> None:
@@ -131,13 +157,14 @@ class Inspector:
         asked = [TopicPartition(*holding.key, OFFSET_END) for holding in suspects]
         try:
             # Asked for the time "end": one round trip for all, where watermarks would take two for each.
-            found = self._consumer.offsets_for_times(asked, timeout=_TIMEOUT_S)
+            found = self._consumer.offsets_for_times(asked, timeout=ANSWER_S)
         except KafkaException:
             self._asks_singly = True  # one that has no leader must not hide the others
             for suspect in suspects:
                 self.watchdog.answered(suspect, None, now)
             return
         self._asks_singly = False
+        self.heard()
         by_key = {suspect.key: suspect for suspect in suspects}
         for each in found:
             suspect = by_key[each.topic, each.partition]

@@ -21,6 +21,7 @@ import functools
 import operator
 import queue
 import time
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -37,7 +38,7 @@ from stationmaster.events import (
 from stationmaster.kafka.assignment import Assignment, Drain
 from stationmaster.kafka.committing import Committer
 from stationmaster.kafka.handover import Command
-from stationmaster.kafka.inspection import PROBE_FIRST_S, Inspector
+from stationmaster.kafka.inspection import ANSWER_S, PROBE_FIRST_S, Inspector
 from stationmaster.kafka.troubles import (
     ENDED_BY_ASSIGNMENT,
     ENDED_BY_RECORDS,
@@ -62,6 +63,12 @@ CREDITS: Final = 2
 _SLICE_S: Final = 0.1
 _STALL_S: Final = 1.0
 _LOOK_EVERY_S: Final = 1.0
+# A turn polls, asks at most three things and obeys: well below this. One that ends a rebalance, or closes, may also
+# wait for a coordinator that hangs: three tries of the client's `socket.timeout.ms`.
+_TURN_LIMIT_S: Final = 10.0
+_COORDINATOR_S: Final = 180.0
+# With KIP-848 the client does not tell a member that gets no partitions: it counts as settled after so long.
+_IDLE_S: Final = 10.0
 # Not `message.headers()`: with a name that is not UTF-8 the client returns a list with a hole and leaves an error
 # behind. A call from Python does not look for that once it is specialised (3.11), and goes on into the hole; this does.
 _headers_of: Final = operator.methodcaller("headers")
@@ -89,6 +96,10 @@ class Pump:
     _consumer: Consumer = attrs.field(init=False)
     _stopping: bool = attrs.field(default=False, init=False)
     _closing: bool = attrs.field(default=False, init=False)
+    _revoking: bool = attrs.field(default=False, init=False)
+    _assigned: bool = attrs.field(default=False, init=False)
+    """The group has told what is ours, and takes nothing away just now."""
+    _lost_at: float = attrs.field(default=-inf, init=False)
     _broken: bool = attrs.field(default=False, init=False)
     _credits: int = attrs.field(default=CREDITS, init=False)
     _kept: list[Record] = attrs.field(factory=list, init=False)
@@ -118,6 +129,29 @@ class Pump:
             self._on_error,
             next_probe=time.monotonic() + PROBE_FIRST_S,
         )
+
+    @property
+    def turn_limit_s(self) -> float:
+        """How long a turn may take with what is done just now: beyond that the client hangs."""
+        limit = _TURN_LIMIT_S + len(self._settings.topics) * ANSWER_S
+        if self._stopping:
+            limit += self._settings.close_timeout_s
+        if self._revoking:
+            limit += self._settings.drain_timeout_s + _COORDINATOR_S
+        return limit
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the group has told what is ours, perhaps nothing."""
+        if self._assigned or self._revoking or self._settings.group_protocol == "classic":
+            return self._assigned
+        heard_at = self.inspector.first_heard_at
+        return heard_at is not None and time.monotonic() - max(heard_at, self._lost_at) >= _IDLE_S
+
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """The kinds of trouble that last."""
+        return self._troubles.lasting
 
     # ------------------------------------------------------------------------------------------------- the thread
 
@@ -220,6 +254,7 @@ class Pump:
         if turnover != self._assignment.turnover:  # something left in a callback meanwhile
             records = [record for record in records if self._assignment.holds(record)]
         if records:
+            self.inspector.heard()
             self._credits -= 1
             self._tell(self._handover.polled, records)
             if self._troubles.any_last:
@@ -321,6 +356,7 @@ class Pump:
         self.inspector.assigned(holdings)
         self.rebalances += bool(partitions)
         keys = tuple(holding.key for holding in holdings)
+        self._assigned = True
         self._tell(self._handover.happened, PartitionsAssigned(partitions=keys))
         self._troubles.end(ENDED_BY_ASSIGNMENT)
 
@@ -332,6 +368,7 @@ class Pump:
         when the brokers are known to be away.
         """
         began = time.monotonic()
+        self._revoking, self._assigned = True, False
         drain = Drain(self._assignment.find_all(partitions))
         self._tell(self._handover.revoking, drain)
         if not self._stopping:
@@ -342,12 +379,14 @@ class Pump:
             drained = self.committer.send_and_wait(consumer, drain.holdings) and drained
         self.rebalances += bool(partitions)
         self.last_drain_s = drain_s
+        self._revoking, self._assigned = False, self._settings.is_incremental
         keys = self._forget(drain.holdings)
         event = PartitionsRevoked(partitions=keys, drain_s=drain_s, drained=drained)
         self._tell(self._handover.happened, event)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:  # noqa: ARG002 (its signature)
         keys = self._forget(self._assignment.find_all(partitions))
+        self._assigned, self._lost_at = False, time.monotonic()
         self.rebalances += bool(partitions)
         self.lost_partitions += len(keys)
         self._tell(self._handover.happened, PartitionsLost(partitions=keys))

@@ -82,14 +82,25 @@ class KafkaStatistics:
     pump_idle_s: float
     """Seconds since the client's thread began its last turn: much more than a second means that it hangs, or that
     a revoke is being drained."""
+    pump_limit_s: float = 10.0
+    """What `pump_idle_s` may be with what the thread does just now; beyond that it hangs."""
+    pump_alive: bool = True
+    """Whether the thread is there: it ends when the source is left, or by a fatal error."""
+    broker_silent_s: float | None = None
+    """Seconds since a broker answered anything; None: none has yet. One that is silent for 5 s is asked."""
+    is_settled: bool = False
+    """Whether the group has told us which partitions are ours (perhaps none), and takes none away just now."""
+    troubles: tuple[str, ...] = ()
+    """The kinds of trouble that last (see `SourceTrouble`)."""
 
 
 class KafkaSource:
     """A `stationmaster.abc.Source`. Made by `open_kafka_source`."""
 
-    def __init__(self, handover: Handover, pump: Pump) -> None:
+    def __init__(self, handover: Handover, pump: Pump, thread: threading.Thread) -> None:
         self._handover = handover
         self._pump = pump
+        self._thread = thread
 
     async def poll(self) -> Sequence[Record]:
         """Wait for the next records: at least one, at most `max_poll_messages`, in order within each partition.
@@ -117,7 +128,8 @@ class KafkaSource:
 
     def statistics(self) -> KafkaStatistics:
         """Return how the source stands now; cheap, asks no broker."""
-        pump = self._pump
+        pump, now = self._pump, time.monotonic()
+        heard_at = pump.inspector.heard_at
         return KafkaStatistics(
             partitions=tuple(_describe(holding) for holding in self._handover.holdings.values()),
             paused=pump.paused,
@@ -130,7 +142,12 @@ class KafkaSource:
             stalls=pump.inspector.watchdog.stalls,
             unreadable_headers=pump.unreadable_headers,
             dropped_polls=self._handover.dropped_polls,
-            pump_idle_s=time.monotonic() - pump.last_turn,
+            pump_idle_s=now - pump.last_turn,
+            pump_limit_s=pump.turn_limit_s,
+            pump_alive=self._thread.is_alive(),
+            broker_silent_s=None if heard_at is None else now - heard_at,
+            is_settled=pump.is_settled,
+            troubles=pump.troubles,
         )
 
 
@@ -174,9 +191,10 @@ async def open_kafka_source(
     except (KafkaException, TypeError) as error:
         said = error.args[0].str() if isinstance(error, KafkaException) else str(error)
         raise ConfigError([f"{key_in(said)}: {said}"]) from error
-    threading.Thread(target=pump.run, name="stationmaster pump", daemon=True).start()
+    thread = threading.Thread(target=pump.run, name="stationmaster pump", daemon=True)
+    thread.start()
     try:
-        yield KafkaSource(handover, pump)
+        yield KafkaSource(handover, pump, thread)
     finally:
         handover.close()
         with trio.CancelScope(shield=True, relative_deadline=settings.close_timeout_s):

@@ -146,6 +146,11 @@ class Troubles:
         return trouble is not None and trouble.lasts
 
     @property
+    def lasting(self) -> tuple[str, ...]:
+        """The names of those that are there now; any thread may ask."""
+        return tuple(kind.value for kind in Kind if self.lasts(kind))
+
+    @property
     def is_cut_off(self) -> bool:
         """Whether no broker can be reached."""
         return self.lasts(Kind.NO_BROKER)

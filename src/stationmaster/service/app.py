@@ -2,11 +2,12 @@
 
 run_service()
   signals               longest; the first drains, the second stops now
-    state file          outbox and dead letters; refused before the group is joined, if it is in use
-      open_batcher()    outlives the stations that wait on it
-        source ring     commits to the end; closes last
-          upload ring   the sink's client, and the outbox's deliveries
-            open_pipeline()
+    web ring            metrics, status board and their server: health answers while the rest drains
+      state file        outbox and dead letters; refused before the group is joined, if it is in use
+        open_batcher()  outlives the stations that wait on it
+          source ring   commits to the end; closes last
+            upload ring the sink's client, and the outbox's deliveries
+              open_pipeline()
 """
 
 from __future__ import annotations
@@ -35,16 +36,20 @@ from stationmaster.events import (
 )
 from stationmaster.files import open_file_source
 from stationmaster.handlers import Resources
-from stationmaster.kafka import open_kafka_dead_letters, open_kafka_source
+from stationmaster.kafka import KafkaSource, open_kafka_dead_letters, open_kafka_source
 from stationmaster.pipeline import Pipeline, open_pipeline
 from stationmaster.service.handler_loading import open_handler, open_hook
+from stationmaster.service.health import Health
+from stationmaster.service.reload import Reloader
 from stationmaster.service.shutdown import EXIT_CUT_SHORT, EXIT_OK, Shutdown
+from stationmaster.service.systemd import Manager
 from stationmaster.service.translation import batch_policy, kafka_settings, pipeline_settings
+from stationmaster.service.watching import Watch, open_watch
 from stationmaster.sinks import open_http_sink
 from stationmaster.state import open_outbox, open_state
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from stationmaster.abc import DeadLetters, Observer, ResultHook, Source
     from stationmaster.batcher import Batcher
@@ -122,24 +127,52 @@ class Tally:
                 pass
 
 
-async def run_service(config: Config, *, observer: Observer) -> int:
+async def run_service(
+    config: Config,
+    *,
+    observer: Observer,
+    manager: Manager | None = None,
+    reread: Callable[[], Config] | None = None,
+) -> int:
     """Run until the source ends or a signal drains; return the exit code.
 
     At the end of a file what lies in the outbox has `shutdown.grace_s` to go out.
+
+    Args:
+        config: what to run.
+        observer: hears what happens.
+        manager: what systemd handed over; it is told how the service is.
+        reread: reads the configuration again at SIGHUP (in a thread); None: SIGHUP is left as it is.
 
     Raises:
         ConfigError: the handler does not exist, or its options are wrong.
         StationmasterError: the pipeline cannot go on; what was delivered is committed.
     """
     shutdown = Shutdown(grace_s=config.shutdown.grace_s)
+    health = Health(
+        endpoints=len(config.embeddings.urls) if config.embeddings else 0,
+        upload_limit_s=config.upload.timeout_s,
+    )
+    health.watch_ending(shutdown.ending.begun)
+    observer = Observers((health, observer))
+    manager = manager if manager is not None else Manager()
+    reloader = Reloader(config=config, manager=manager, ending=shutdown.ending)
     pipeline: Pipeline | None = None
     kept = 0
     with plain_errors(), shutdown.last_resort:
         async with trio.open_nursery() as signals:
             await signals.start(shutdown.listen)
             signals.start_soon(shutdown.limit_the_end)
+            signals.start_soon(health.run, name="heartbeat")
+            signals.start_soon(manager.run, health, shutdown.ending, name="systemd")
+            if reread is not None:
+                await signals.start(reloader.listen, reread)
             with shutdown.scope:
                 async with AsyncExitStack() as rings:
+                    watch = await rings.enter_async_context(
+                        open_watch(config, health=health, sock=manager.web_socket)
+                    )
+                    observer = Observers((watch, *observer.observers))
                     state = await rings.enter_async_context(
                         open_state(
                             config.outbox.path,
@@ -148,8 +181,10 @@ async def run_service(config: Config, *, observer: Observer) -> int:
                             observer=observer,
                         )
                     )
+                    health.watch_outbox(lambda: state.statistics().outbox)
+                    watch.watch_state(state)
                     resources = Resources(
-                        embedder=await _enter_batcher(rings, config, observer),
+                        embedder=await _enter_batcher(rings, config, observer, watch),
                         model=config.embeddings.model if config.embeddings else "",
                         options=config.stations.options,
                     )
@@ -162,6 +197,9 @@ async def run_service(config: Config, *, observer: Observer) -> int:
                             open_hook(config.stations.on_result, resources)
                         )
                     source = await rings.enter_async_context(_open_source(config, observer))
+                    watch.watch_source(source)
+                    if isinstance(source, KafkaSource):
+                        health.watch_source(source.statistics)
                     dead_letters = await _enter_dead_letters(rings, config, state)
                     sink = await rings.enter_async_context(
                         open_http_sink(
@@ -194,6 +232,10 @@ async def run_service(config: Config, *, observer: Observer) -> int:
                     ) as pipeline:
                         shutdown.watch(pipeline)
                         await pipeline.wait_started()
+                        health.watch_pipeline(pipeline.statistics)
+                        watch.watch_pipeline(pipeline)
+                        reloader.watch(pipeline)
+                        manager.ready()
                         if config.stations.gc_freeze:
                             rings.enter_context(_spared_collector())
                         await pipeline.wait_finished()
@@ -237,7 +279,7 @@ def _reveal(secret: Secret | None) -> str | None:
 
 
 async def _enter_batcher(
-    rings: AsyncExitStack, config: Config, observer: Observer
+    rings: AsyncExitStack, config: Config, observer: Observer, watch: Watch
 ) -> Batcher | None:
     settings = config.embeddings
     if settings is None:
@@ -259,9 +301,11 @@ async def _enter_batcher(
         )
     )
     policy = batch_policy(config, max_rows=endpoints.max_rows, max_tokens=endpoints.max_tokens)
-    return await rings.enter_async_context(
+    batcher = await rings.enter_async_context(
         open_batcher(endpoints, policy=policy, observer=observer)
     )
+    watch.watch_batcher(batcher, endpoints)
+    return batcher
 
 
 async def _enter_dead_letters(rings: AsyncExitStack, config: Config, state: State) -> DeadLetters:

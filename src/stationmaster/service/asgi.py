@@ -2,6 +2,9 @@
 
 The end: at the first SIGTERM or SIGINT nothing new is accepted, idle connections are closed and requests in flight get
 a grace; at the second everything is cancelled.
+
+Hypercorn's own `worker_serve` is not used: it accepts any number of connections, what it raises for one of them ends
+all, and a client that takes nothing of its answer outlives the grace (sends are shielded and have no limit).
 """
 
 from __future__ import annotations
@@ -10,14 +13,16 @@ import logging
 import signal
 import socket
 import sys
-from contextlib import asynccontextmanager
-from functools import partial
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, cast
 
+import attrs
 import orjson
 import trio
-from hypercorn.config import Config, Sockets
-from hypercorn.trio.run import worker_serve
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -28,16 +33,20 @@ from stationmaster.errors import StationmasterError, plain_errors
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-    from hypercorn.typing import ASGIFramework
+    from hypercorn.typing import AppWrapper, ASGIFramework
     from starlette.requests import Request
     from starlette.types import ASGIApp
 
 DEFAULT_GRACE_S = 3.0
+_LOG = logging.getLogger("hypercorn.error")
 _BODY_S = 30.0
 """Seconds in which a request's body must have arrived."""
 _STALL_MS = 15_000
-"""Milliseconds after which the kernel gives up a client that takes nothing of its answer. Without it such a client
-outlives every grace: hypercorn shields its sends and sets them no limit."""
+"""Milliseconds after which the kernel gives up a client that takes nothing of its answer: hypercorn sets its sends no
+limit."""
+DEFAULT_MAX_CONNECTIONS = 512
+"""Half of the file descriptors that a process commonly has."""
+_TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _IDLE_S = 75.0
 """Seconds that an idle connection stays open: longer than any client's pool keeps it, so that the client closes first
 and never sends into a closing connection. It is also the time in which the first request's head must arrive."""
@@ -61,7 +70,7 @@ async def bind(host: str, port: int) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STALL_MS)
+            limit_stalls(sock)
             sock.setblocking(False)
             sock.bind(address)
         except BaseException:
@@ -72,39 +81,111 @@ async def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
+def limit_stalls(sock: socket.socket) -> None:
+    """Let the kernel give up clients that take nothing. Accepted connections inherit it from a listening socket."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STALL_MS)
+
+
 @asynccontextmanager
 async def open_server(
-    app: ASGIApp, sock: socket.socket, *, grace_s: float = DEFAULT_GRACE_S
+    app: ASGIApp,
+    sock: socket.socket,
+    *,
+    grace_s: float = DEFAULT_GRACE_S,
+    max_connections: int = DEFAULT_MAX_CONNECTIONS,
 ) -> AsyncIterator[str]:
     """Serve an app on a bound socket while the block runs; gives the base URL, from when on it listens.
 
     Leaving the block closes the socket and idle connections at once; requests in flight get `grace_s` seconds. If the
-    block raises or is cancelled, they are cancelled.
+    block raises or is cancelled, they are cancelled. A connection beyond `max_connections` is told 503 and closed.
     """
     config = Config()
-    config.errorlog = logging.getLogger(
-        "hypercorn.error"
-    )  # a logger as it is: no handlers of hypercorn's own
-    config.graceful_timeout = grace_s
+    config.errorlog = _LOG  # a logger as it is: no handlers of hypercorn's own
+    config.include_server_header = False
     config.keep_alive_timeout = _IDLE_S
     config.keep_alive_max_requests = sys.maxsize
     config.h11_max_incomplete_size = 16 * 1024  # all headers of a request together
-    stop = trio.Event()
+    connections = _Connections(
+        wrap_app(cast("ASGIFramework", app), wsgi_max_body_size=0, mode="asgi"),
+        config,
+        max_connections,
+    )
     with sock, plain_errors():
         sock.listen(1024)
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
         async with trio.open_nursery() as nursery:
-            await nursery.start(
-                partial(
-                    worker_serve,
-                    wrap_app(cast("ASGIFramework", app), wsgi_max_body_size=0, mode="asgi"),
-                    config,
-                    sockets=Sockets([], [sock], []),
-                    shutdown_trigger=stop.wait,
-                ),
-                name="http server",
-            )
+            accepting = await nursery.start(_accept, listener, connections.serve, nursery)
             yield _url(sock)
-            stop.set()
+            accepting.cancel()
+            await listener.aclose()
+            await connections.end_idle()
+            nursery.cancel_scope.deadline = trio.current_time() + grace_s
+
+
+async def _accept(
+    listener: trio.SocketListener,
+    serve: Callable[[trio.SocketStream], Awaitable[None]],
+    connections: trio.Nursery,
+    *,
+    task_status: trio.TaskStatus[trio.CancelScope],
+) -> None:
+    with trio.CancelScope() as scope:
+        task_status.started(scope)
+        await trio.serve_listeners(serve, [listener], handler_nursery=connections)
+
+
+@attrs.define(eq=False)
+class _Connections:
+    """The connections of a server."""
+
+    app: AppWrapper
+    config: Config
+    most: int
+    _open: set[WorkerContext] = attrs.field(factory=set, init=False)
+    """One for each: setting its `terminated` ends a connection as soon as it is idle."""
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        """Serve one connection to its end."""
+        if len(self._open) >= self.most:
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(_TOO_MANY)  # into the empty buffer of a new socket
+            await stream.aclose()
+            return
+        context = WorkerContext(None)
+        self._open.add(context)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_close_when_cancelled, stream)
+                await _Connection(self.app, self.config, context, ConnectionState({}), stream).run()  # type: ignore[arg-type]
+                nursery.cancel_scope.cancel()
+        except Exception:  # noqa: BLE001
+            # The edge of one connection: a fault in what serves it is no reason to end the others, or the process.
+            _LOG.exception("error in a connection")
+            await trio.lowlevel.checkpoint()
+        finally:
+            self._open.remove(context)
+
+    async def end_idle(self) -> None:
+        """End those that are idle, and the others when they are."""
+        await trio.lowlevel.checkpoint()
+        for context in tuple(self._open):
+            await context.terminated.set()
+
+
+class _Connection(TCPServer):
+    """Hypercorn's, but one whose client has gone does not wait for its next request until it times out."""
+
+    async def _read_data(self) -> None:  # type: ignore[explicit-override] # Python 3.11 has no `override`
+        await super()._read_data()
+        await self.context.terminated.set()
+
+
+async def _close_when_cancelled(stream: trio.SocketStream) -> None:
+    """Wake a send that is shielded, but has nobody who reads."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        stream.socket.close()
 
 
 async def serve_until_told(app: ASGIApp, *, host: str, port: int) -> None:

@@ -34,9 +34,12 @@ from stationmaster.service.shutdown import (
 )
 from stationmaster.service.state_cli import dead_letters, outbox
 from stationmaster.service.state_edge import CONFIG, SET
+from stationmaster.service.systemd import take_over
 from stationmaster.service.translation import check_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stationmaster.abc import Observer
     from stationmaster.service.config import Config
 
@@ -73,8 +76,8 @@ def command_line() -> None:
 @_WITH_PARENT
 def run(config_path: Path, overrides: tuple[str, ...], end_with_parent: bool) -> int:
     """Run the service until SIGTERM or SIGINT, which drains; a second signal stops at once."""
-    config = load_config(config_path, overrides=overrides, environ=os.environ)
-    return _serve(config, end_with_parent=end_with_parent)
+    reread = partial(load_config, config_path, overrides=overrides, environ=os.environ)
+    return _serve(reread(), end_with_parent=end_with_parent, reread=reread)
 
 
 @command_line.command()
@@ -137,13 +140,20 @@ def check_config(file: Path, overrides: tuple[str, ...], show: bool) -> int:
     type=click.FloatRange(min=1),
     help="Time to send them in.",
 )
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=0,
+    show_default=True,
+    help="Port of the status page on this machine; 0 is any free one, which is told.",
+)
 @click.option("--headless", is_flag=True, help="Plain lines instead of the live table.")
 @click.option(
     "--state",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for logs, database and demo.json; a new temporary one if not given.",
 )
-def demo(batches: int, seconds: float, headless: bool, state: Path | None) -> int:
+def demo(batches: int, seconds: float, port: int, headless: bool, state: Path | None) -> int:
     """Run everything on this machine: broker, producer, model server, receiver, and the service between them.
 
     Real station data, real sockets, one station that hangs and one that fails. The summary at the end is checked
@@ -151,7 +161,14 @@ def demo(batches: int, seconds: float, headless: bool, state: Path | None) -> in
     """
     live = not headless and sys.stdout.isatty()
     return trio.run(
-        partial(demo_module.run_demo, batches=batches, seconds=seconds, live=live, state=state)
+        partial(
+            demo_module.run_demo,
+            batches=batches,
+            seconds=seconds,
+            live=live,
+            state=state,
+            port=port,
+        )
     )
 
 
@@ -269,13 +286,21 @@ def _split(error: Exception) -> tuple[list[Exception], Exception | None]:
     return _leaves(foreseen) if foreseen is not None else [], unforeseen
 
 
-def _serve(config: Config, *others: Observer, end_with_parent: bool = False) -> int:
+def _serve(
+    config: Config,
+    *others: Observer,
+    end_with_parent: bool = False,
+    reread: Callable[[], Config] | None = None,
+) -> int:
     check_settings(config)
     configure_logs(config.log.level, config.log.format, sys.stderr)
     _hang_on_parent(wanted=end_with_parent)
+    manager = take_over(os.environ)
     observer = Observers((*others, LogObserver()))
     try:
-        return trio.run(partial(run_service, config, observer=observer))
+        return trio.run(
+            partial(run_service, config, observer=observer, manager=manager, reread=reread)
+        )
     except ConfigError:
         raise
     except Exception as error:

@@ -20,10 +20,12 @@ from stationmaster.service.config_rules import (
     Depth,
     HandlerName,
     HookName,
+    Host,
     KafkaOptions,
     Name,
     Options,
     PathText,
+    Port,
     Roster,
     Seconds,
     SecondsOrZero,
@@ -36,6 +38,8 @@ from stationmaster.service.config_rules import (
     Url,
     Urls,
     figure,
+    is_loopback,
+    shown,
 )
 
 if TYPE_CHECKING:
@@ -226,6 +230,17 @@ class DeadLettersConfig:
 
 
 @attrs.frozen(kw_only=True)
+class WebConfig:
+    """`[web]`: probes, metrics and the status page; without the table there are none."""
+
+    host: Host = "127.0.0.1"
+    port: Port = 8080
+    token_file: PathText | None = None
+    token: Secret | None = None
+    """Read from `token_file` or the environment, never from the configuration file."""
+
+
+@attrs.frozen(kw_only=True)
 class LogConfig:
     """`[log]`: what is told to the operator."""
 
@@ -256,6 +271,7 @@ class Config:
     upload: UploadConfig
     outbox: OutboxConfig = attrs.field(factory=OutboxConfig)
     dead_letters: DeadLettersConfig = attrs.field(factory=DeadLettersConfig)
+    web: WebConfig | None = None
     log: LogConfig = attrs.field(factory=LogConfig)
     shutdown: ShutdownConfig = attrs.field(factory=ShutdownConfig)
 
@@ -331,3 +347,9 @@ def faults_between(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...],
     if values.get(protocol) == "consumer" and values.get(timeout) is not None:
         wrong = f'cannot be set with {protocol} = "consumer"'
         yield (timeout, protocol), Complaint(wrong, "that it is left out: the broker decides")
+
+    host, file = "web.host", "web.token_file"
+    has_token = values.get(file, "") is not None or values.get("web.token") is not None
+    if not has_token and host in values and not is_loopback(values[host]):
+        wrong = f"is missing, and {host} ({shown(values[host])}) is no loopback address"
+        yield (file, host), Complaint(wrong, "a file that holds a token: others reach this page")

@@ -6,6 +6,7 @@ rule. A rule lists every complaint instead of raising the first, so that all fau
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, time
@@ -23,6 +24,7 @@ _MOST_URLS: Final = 64
 _SHOWN_CHARS: Final = 60
 _URL_CHARACTERS: Final = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+")
 _HOST_AND_PORT: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+_HOST: Final = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?")
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _HANDLER: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
 BUILT_IN_HANDLERS: Final = ("embed", "embed_batch")
@@ -108,6 +110,14 @@ def shown(value: object) -> str:
 
 def _is_huge(value: object) -> bool:
     return type(value) is int and value.bit_length() > 63
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def figure(number: float) -> str:
@@ -304,6 +314,14 @@ Name: TypeAlias = Annotated[
 PathText: TypeAlias = Annotated[str, _text("the path of a file", lambda _: "")]
 Topic: TypeAlias = Annotated[
     str, _matching("a topic's name (letters, digits, '.', '_', '-'; at most 249)", _TOPIC)
+]
+Port: TypeAlias = Annotated[int, _number("a TCP port, 0 for any free one", least=0, most=65_535)]
+Host: TypeAlias = Annotated[
+    str,
+    _text(
+        "an address or a host's name",
+        lambda value: "" if _HOST.fullmatch(value) else f"{shown(value)} is none",
+    ),
 ]
 StationId: TypeAlias = Annotated[
     str, _text(f"a station's id of at most {_MOST_CHARS} printable characters", lambda _: "")

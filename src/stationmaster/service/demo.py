@@ -73,6 +73,9 @@ url = "{receiver}/batches"
 path = {outbox}
 max_backoff_s = 5.0
 
+[web]
+port = {port}
+
 [log]
 format = "json"
 """
@@ -219,7 +222,9 @@ async def _read_lines(
             take(line.decode(errors="replace"))
 
 
-async def run_demo(*, batches: int, seconds: float, live: bool, state: Path | None) -> int:
+async def run_demo(
+    *, batches: int, seconds: float, live: bool, state: Path | None, port: int = 0
+) -> int:
     """Run the demo and return its exit code: 0 only if nothing was lost, doubled or late.
 
     Args:
@@ -227,6 +232,7 @@ async def run_demo(*, batches: int, seconds: float, live: bool, state: Path | No
         seconds: time to send them in.
         live: a live table instead of plain lines.
         state: folder for logs, database and `demo.json`; a new temporary one if None.
+        port: of the service's status page, on loopback; 0 is any free one.
 
     Raises:
         DemoError: a part could not be started, or one that the demo cannot do without ended.
@@ -245,7 +251,7 @@ async def run_demo(*, batches: int, seconds: float, live: bool, state: Path | No
             await nursery.start(_cancel_on_signal, nursery.cancel_scope)
             nursery.start_soon(_follow, progress, refresh)
             demo = Demo(folder, progress, nursery)
-            await _start_parts(demo, batches, seconds)
+            await _start_parts(demo, batches, seconds, port)
             with trio.move_on_after(seconds + _PATIENCE_S):
                 await progress.all_held.wait()
             codes.append(await demo.stop("service"))
@@ -268,7 +274,7 @@ async def run_demo(*, batches: int, seconds: float, live: bool, state: Path | No
     return 0 if good and codes == [0] else 1
 
 
-async def _start_parts(demo: Demo, batches: int, seconds: float) -> None:
+async def _start_parts(demo: Demo, batches: int, seconds: float, port: int) -> None:
     progress = demo.progress
     broker = await demo.start(
         Part(
@@ -290,17 +296,11 @@ async def _start_parts(demo: Demo, batches: int, seconds: float) -> None:
             receiver=receiver,
             outbox=toml_text(str(demo.state / "service-state.db")),
             deadline_s=DEADLINE_S,
+            port=port,
         )
     )
-    await demo.start(
-        Part(
-            role="service",
-            arguments=("stationmaster", "run", "--config", str(config), "--end-with-parent"),
-            read_address=lambda line: "-" if '"partitions assigned"' in line else None,
-            on_line=progress.take_log_line,
-            again=True,
-        )
-    )
+    progress.page = await demo.start(_service(progress, config))
+    progress.note(f"status page: {progress.page}")
     producer = ("--bootstrap-servers", broker, "--topic", TOPIC, "--partitions", str(_PARTITIONS))
     amount = ("--messages", str(batches), "--seconds", str(seconds))
     await demo.start(
@@ -310,6 +310,23 @@ async def _start_parts(demo: Demo, batches: int, seconds: float) -> None:
             on_line=progress.take_producer_line,
         )
     )
+
+
+def _service(progress: Progress, config: Path) -> Part:
+    """Make the service, which is ready when it has partitions; its page keeps its port when it is started again."""
+    command = ("stationmaster", "run", "--config", str(config), "--end-with-parent")
+    part = Part(role="service", arguments=command, on_line=progress.take_log_line, again=True)
+    page = ""
+
+    def read_address(line: str) -> str | None:
+        nonlocal page
+        if '"web listens"' in line:
+            page = str(json.loads(line)["url"])
+            part.arguments = (*command, "--set", f"web.port={page.rpartition(':')[2]}")
+        return page if '"partitions assigned"' in line else None
+
+    part.read_address = read_address
+    return part
 
 
 def _server(role: str, *options: str) -> Part:

@@ -43,6 +43,8 @@ class Progress:
     closed_by: Counter[str] = attrs.field(factory=Counter)
     recent: deque[Mapping[str, Any]] = attrs.field(factory=lambda: deque(maxlen=10))
     """The last batches that were closed, as log lines."""
+    page: str = ""
+    """Where the service's status page is."""
     notes: deque[str] = attrs.field(factory=lambda: deque(maxlen=5))
     all_held: trio.Event = attrs.field(factory=trio.Event)
 
@@ -143,7 +145,8 @@ def _table(progress: Progress) -> Group:
             Text(str(said.get("done", ""))),
             Text(", ".join(map(str, late))),
         )
-    return Group(table, *(Text(note, style="yellow") for note in progress.notes))
+    page = Text(f"status page: {progress.page}", style="bold")
+    return Group(table, page, *(Text(note, style="yellow") for note in progress.notes))
 
 
 # -------------------------------------------------------------------------------------------------------------- books

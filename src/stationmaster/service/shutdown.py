@@ -58,6 +58,21 @@ class LastResort:
 
 
 @attrs.define(eq=False)
+class Ending:
+    """When the service ends, and by when at the latest."""
+
+    begun: trio.Event = attrs.field(factory=trio.Event, init=False)
+    limit: float = attrs.field(default=0.0, init=False)
+    """On trio's clock."""
+
+    def begin(self, limit: float) -> None:
+        """It ends; the first call counts."""
+        if not self.begun.is_set():
+            self.limit = limit
+            self.begun.set()
+
+
+@attrs.define(eq=False)
 class Shutdown:
     """What signals do: the first drains the pipeline, the second stops it at once."""
 
@@ -67,6 +82,7 @@ class Shutdown:
     """Around everything that is opened after the signals."""
     pipeline: Pipeline | None = None
     requests: int = 0
+    ending: Ending = attrs.field(factory=Ending, init=False)
     _watched: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     def watch(self, pipeline: Pipeline) -> None:
@@ -79,6 +95,7 @@ class Shutdown:
     def request(self) -> None:
         """Take one signal."""
         self.requests += 1
+        self._begin_the_end()
         log = structlog.stdlib.get_logger("stationmaster")
         if self.requests == 1:
             log.info("draining", grace_s=self.grace_s)
@@ -98,8 +115,12 @@ class Shutdown:
         await self._watched.wait()
         assert self.pipeline is not None  # noqa: S101 - it came with the event
         await self.pipeline.wait_ending()
+        self._begin_the_end()
         code = EXIT_CUT_SHORT if self.requests else EXIT_INTERNAL
         self.last_resort.arm(self.grace_s + _LAST_RESORT_S, code)
+
+    def _begin_the_end(self) -> None:
+        self.ending.begin(trio.current_time() + self.grace_s + _LAST_RESORT_S)
 
     async def listen(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Take SIGTERM and SIGINT until cancelled."""

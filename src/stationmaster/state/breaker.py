@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from stationmaster.abc import Accepted, Rejected, TryAgain
+from stationmaster.abc import Accepted, Rejected, TryAgain, Unavailable
 from stationmaster.events import UploadsDiverted, UploadsResumed
 
 if TYPE_CHECKING:
     from random import Random
 
-    from stationmaster.abc import Unavailable, UploadAnswer
+    from stationmaster.abc import UploadAnswer
 
 _FIRST_S: Final = 0.5
 
@@ -85,7 +85,7 @@ class Breaker:
         if self._down_since is not None:
             return None
         self._down_since = now
-        return UploadsDiverted(reason=answer.reason)
+        return UploadsDiverted(reason=answer.reason, refused=isinstance(answer, Unavailable))
 
     def try_directly(self) -> None:
         """Let uploads through on trial: there is nothing to probe with."""

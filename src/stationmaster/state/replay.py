@@ -34,6 +34,7 @@ from stationmaster.events import (
     OutboxDelivered,
     OutboxRejected,
     OutboxRetried,
+    UploadAttempted,
     UploadsResumed,
 )
 from stationmaster.reports import encode_report
@@ -200,10 +201,19 @@ class Replay:
             if body is None:
                 return
             answer: UploadAnswer = TryAgain(reason=f"no answer within {_SEND_S:g} s")
+            began = trio.current_time()
             with trio.move_on_after(_SEND_S):
                 answer = await self._send(row.batch_id, body)
             self._adapt(answer)
             now = trio.current_time()
+            self._observer.observe(
+                UploadAttempted(
+                    batch_id=row.batch_id,
+                    status=answer.status,
+                    seconds=now - began,
+                    from_outbox=True,
+                )
+            )
             self._say(self._breaker.note(answer, now=now, row=row.batch_id, is_probe=is_probe))
             match answer:
                 case Accepted():

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from stationmaster.batch import Outcome
 from stationmaster.events import (
+    UploadAttempted,
     UploadDone,
     UploadFailed,
     UploadKept,
@@ -24,6 +25,9 @@ def upload_line(event: UploadEvent) -> Line:
     """Return the line for an event of this part."""
     fields: dict[str, Any]
     match event:
+        case UploadAttempted(batch_id=batch_id):
+            tried = {"status": event.status, "seconds": round(event.seconds, 3)}
+            return Line("debug", "upload attempted", {"batch_id": batch_id, **tried})
         case UploadDone(report=report):
             counts = {outcome.name.lower(): report.counts[outcome] for outcome in Outcome}
             cost = {
