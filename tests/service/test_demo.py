@@ -54,6 +54,7 @@ async def test_the_demo_loses_doubles_and_delays_nothing(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.once
 async def test_an_outage_of_model_and_target_loses_nothing_and_leaves_no_trace_afterwards(
     tmp_path: Path,
 ) -> None:
@@ -84,6 +85,7 @@ async def test_an_outage_of_model_and_target_loses_nothing_and_leaves_no_trace_a
 
 
 @pytest.mark.slow
+@pytest.mark.once
 async def test_a_killed_service_starts_again_and_loses_and_doubles_nothing(tmp_path: Path) -> None:
     state = tmp_path / "demo"
     async with open_part(

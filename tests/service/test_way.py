@@ -86,6 +86,7 @@ async def test_sigterm_delivers_and_commits_what_is_open(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.once
 async def test_a_killed_service_never_committed_more_than_the_receiver_holds(
     tmp_path: Path,
 ) -> None:
