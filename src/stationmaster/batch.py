@@ -239,7 +239,8 @@ class Outcome(enum.Enum):
     MISSING = "missing"
     REJECTED = "rejected"
 
-    __hash__ = object.__hash__  # enum's own is a step of Python for every look into a table
+    if not TYPE_CHECKING:  # type checkers cannot tell what this overrides
+        __hash__ = object.__hash__  # enum's own is a step of Python for every look into a table
 
 
 class ClosedBy(enum.Enum):
