@@ -246,6 +246,7 @@ def socket_activation(s: Service) -> str:
     assert s.show("ActiveState")["ActiveState"] == "inactive"
     said = s.w.run("curl", "-sS", "-m", "30", "-w", " %{http_code}", "http://127.0.0.1:8080/livez")
     assert said.endswith(" 200"), said
+    s.w.run("systemctl", "start", UNIT)  # it starts already, and answers before it is ready: wait
     assert s.show("ActiveState")["ActiveState"] == "active"
     s.w.run("systemctl", "restart", UNIT)
     again = s.w.run("curl", "-sS", "-m", "30", "-w", " %{http_code}", "http://127.0.0.1:8080/livez")
