@@ -85,6 +85,8 @@ class Message:
     """The `topic` field names another topic than the one it came by (only counted)."""
     follows: int | None = None
     """Offset of the record that was polled before it from its partition; None: none was, or nobody asks."""
+    traceparent: str | None = None
+    """The record's header of this name, unchecked: which trace it belongs to, in the form of W3C Trace Context."""
 
     @cached_property  # so that nobody pays who does not ask
     def fields(self) -> Mapping[str, Any]:
@@ -164,6 +166,8 @@ class Batch:
     """Stations that are expected even if no message names them."""
     follow_up: bool = False
     """Messages of this time came when their batch was closed already, or could not take them (`by = "timestamp"`)."""
+    traceparents: tuple[str, ...] = ()
+    """Those of its messages, unchecked: each one once, in order, the first 128."""
 
 
 @attrs.frozen(eq=False)

@@ -79,6 +79,7 @@ class OpenBatch:
                 mislabelled=draft.mislabelled,
                 duplicates=draft.duplicates,
                 size_bytes=draft.size_bytes,
+                traceparents=tuple(draft.traceparents),
             )
 
 
@@ -221,6 +222,7 @@ class BatchRing:
             size_bytes=draft.size_bytes,
             roster=() if follow_up else self._settings.rules(draft.topic).roster,
             follow_up=follow_up,
+            traceparents=tuple(draft.traceparents),
         )
 
     def _join(self, place: OpenBatch, draft: Draft) -> tuple[str, ...]:

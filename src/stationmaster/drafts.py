@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from stationmaster.settings import Boundary
+
+
+_MOST_TRACEPARENTS: Final = 128
 
 
 @attrs.define(eq=False)
@@ -55,6 +59,8 @@ class Draft:
     mislabelled: int = attrs.field(default=0, init=False)
     duplicates: int = attrs.field(default=0, init=False)
     size_bytes: int = attrs.field(default=0, init=False)
+    traceparents: dict[str, None] = attrs.field(factory=dict, init=False)
+    """Those of its messages, in order: a set that keeps it."""
     _runs: list[_Run] = attrs.field(factory=list, init=False)
     _latest: dict[tuple[int, int], _Run] = attrs.field(factory=dict, init=False)
     """Partition and generation -> the run that may go on."""
@@ -98,6 +104,8 @@ class Draft:
                 self.bad_entries = (*self.bad_entries, *message.bad_entries)
             self.mislabelled += message.topic_differs
             self.size_bytes += message.size_bytes
+            if message.traceparent is not None and len(self.traceparents) < _MOST_TRACEPARENTS:
+                self.traceparents[message.traceparent] = None
             self._cover(message)
         if named or len(messages) > 1 or not self._take_over(messages[0]):
             self._gather(messages)
@@ -133,6 +141,9 @@ class Draft:
         self.mislabelled += other.mislabelled
         self.duplicates += other.duplicates
         self.size_bytes += other.size_bytes
+        if other.traceparents:
+            both = {**self.traceparents, **other.traceparents}
+            self.traceparents = dict.fromkeys(islice(both, _MOST_TRACEPARENTS))
         for run in other._runs:
             key = run.partition, run.generation
             latest = self._latest.get(key)

@@ -63,6 +63,7 @@ _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _LARGE_BYTES: Final = (
     65_536  # up to here the passes over the bytes are one step: well below a millisecond
 )
+_MOST_TRACEPARENT_BYTES: Final = 256  # version 00 has 55; later ones may have more
 _SLICE: Final = (
     512  # entries of a step: a fifth of a millisecond, or half of one if they are judged one by one
 )
@@ -190,7 +191,18 @@ def parse_in_steps(record: Record, limits: Limits, *, follows: int | None = None
         size_bytes=size,
         topic_differs=topic is not None and topic != record.topic,
         follows=follows,
+        traceparent=_traceparent(record) if record.headers else None,
     )
+
+
+def _traceparent(record: Record) -> str | None:
+    """Return the last header of this name, if it is ASCII of a bounded length."""
+    for name, value in reversed(record.headers):
+        if name == "traceparent":
+            if value is None or len(value) > _MOST_TRACEPARENT_BYTES or not value.isascii():
+                return None
+            return value.decode("ascii")
+    return None
 
 
 def parse_timestamp(value: object) -> datetime | None:

@@ -27,7 +27,7 @@ from stationmaster.reports import encode_report
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
     from stationmaster.abc import UploadAnswer
     from stationmaster.batch import BatchReport
@@ -52,6 +52,7 @@ class HttpSink:
     _compression: Compression
     _accepted: frozenset[int]
     _threads: trio.CapacityLimiter = attrs.field(repr=False)
+    _more_headers: Callable[[], Mapping[str, str]] | None = attrs.field(repr=False)
 
     async def upload(self, report: BatchReport, /) -> UploadAnswer:
         """Post the batch once, and say what the answer means."""
@@ -64,6 +65,8 @@ class HttpSink:
             "Content-Type": "application/json",
             "Idempotency-Key": quote(batch_id, safe=_HEADER_SAFE),
         }
+        if self._more_headers is not None:
+            headers.update(self._more_headers())
         if self._compression == "gzip":
             headers["Content-Encoding"] = "gzip"
             content = await self._compress(content)
@@ -107,6 +110,7 @@ async def open_http_sink(
     accepted: Collection[int] = (),
     attempt_timeout_s: float = 10.0,
     ssl_context: ssl.SSLContext | None = None,
+    more_headers: Callable[[], Mapping[str, str]] | None = None,
 ) -> AsyncIterator[HttpSink]:
     """Open a sink that posts every batch to `url`, as JSON in the form of `stationmaster.reports`.
 
@@ -118,6 +122,7 @@ async def open_http_sink(
         accepted: statuses that mean "taken" beside 2xx: 409 for a target that says so of an id it already has.
         attempt_timeout_s: for one attempt, from having a connection to the answer.
         ssl_context: whom to trust; the system's certificate authorities if None.
+        more_headers: called once for each request, in the task that uploads: what it returns is sent beside the others.
 
     Raises:
         ValueError: an argument is wrong.
@@ -136,4 +141,4 @@ async def open_http_sink(
     ) as client:
         # A thread for each connection is as much as can be sent.
         threads = trio.CapacityLimiter(connections)
-        yield HttpSink(client, token, compression, frozenset(accepted), threads)
+        yield HttpSink(client, token, compression, frozenset(accepted), threads, more_headers)

@@ -3,6 +3,7 @@
 run_service()
   signals               longest; the first drains, the second stops now
     web ring            metrics, status board and their server: health answers while the rest drains
+                        (and around it the tracing: the last spans go out when everything else has ended)
       state file        outbox and dead letters; refused before the group is joined, if it is in use
         open_batcher()  outlives the stations that wait on it
           source ring   commits to the end; closes last
@@ -43,6 +44,7 @@ from stationmaster.service.health import Health
 from stationmaster.service.reload import Reloader
 from stationmaster.service.shutdown import EXIT_CUT_SHORT, EXIT_OK, Shutdown
 from stationmaster.service.systemd import Manager
+from stationmaster.service.tracing import Tracing, open_tracing
 from stationmaster.service.translation import batch_policy, kafka_settings, pipeline_settings
 from stationmaster.service.watching import Watch, open_watch
 from stationmaster.sinks import open_http_sink
@@ -52,8 +54,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from stationmaster.abc import DeadLetters, Observer, ResultHook, Source
-    from stationmaster.batcher import Batcher
     from stationmaster.events import Event
+    from stationmaster.handlers import TextEmbedder
     from stationmaster.service.config import Config
     from stationmaster.service.config_rules import Secret
     from stationmaster.state import State
@@ -169,10 +171,11 @@ async def run_service(
                 await signals.start(reloader.listen, reread)
             with shutdown.scope:
                 async with AsyncExitStack() as rings:
+                    tracing = await rings.enter_async_context(open_tracing(config.tracing))
                     watch = await rings.enter_async_context(
                         open_watch(config, health=health, sock=manager.web_socket)
                     )
-                    observer = Observers((watch, *observer.observers))
+                    observer = Observers((watch, *tracing.observers, *observer.observers))
                     state = await rings.enter_async_context(
                         open_state(
                             config.outbox.path,
@@ -184,7 +187,7 @@ async def run_service(
                     health.watch_outbox(lambda: state.statistics().outbox)
                     watch.watch_state(state)
                     resources = Resources(
-                        embedder=await _enter_batcher(rings, config, observer, watch),
+                        embedder=await _enter_batcher(rings, config, observer, watch, tracing),
                         model=config.embeddings.model if config.embeddings else "",
                         options=config.stations.options,
                     )
@@ -209,6 +212,7 @@ async def run_service(
                             compression=config.upload.compression,
                             accepted=frozenset(config.upload.accepted),
                             attempt_timeout_s=config.upload.attempt_timeout_s,
+                            more_headers=tracing.http_headers,
                         )
                     )
                     outbox = await rings.enter_async_context(
@@ -222,8 +226,8 @@ async def run_service(
                     )
                     async with open_pipeline(
                         source,
-                        handler=handler,
-                        sink=sink,
+                        handler=tracing.handler(handler),
+                        sink=tracing.sink(sink),
                         outbox=outbox,
                         dead_letters=dead_letters,
                         settings=pipeline_settings(config),
@@ -279,8 +283,8 @@ def _reveal(secret: Secret | None) -> str | None:
 
 
 async def _enter_batcher(
-    rings: AsyncExitStack, config: Config, observer: Observer, watch: Watch
-) -> Batcher | None:
+    rings: AsyncExitStack, config: Config, observer: Observer, watch: Watch, tracing: Tracing
+) -> TextEmbedder | None:
     settings = config.embeddings
     if settings is None:
         await trio.lowlevel.checkpoint()
@@ -302,10 +306,10 @@ async def _enter_batcher(
     )
     policy = batch_policy(config, max_rows=endpoints.max_rows, max_tokens=endpoints.max_tokens)
     batcher = await rings.enter_async_context(
-        open_batcher(endpoints, policy=policy, observer=observer)
+        open_batcher(tracing.embedder(endpoints), policy=policy, observer=observer)
     )
     watch.watch_batcher(batcher, endpoints)
-    return batcher
+    return tracing.batcher(batcher)
 
 
 async def _enter_dead_letters(rings: AsyncExitStack, config: Config, state: State) -> DeadLetters:

@@ -32,6 +32,7 @@ from stationmaster.service.config_rules import (
     Secret,
     Servers,
     Share,
+    ShareOrZero,
     Statuses,
     Topic,
     Topics,
@@ -249,6 +250,16 @@ class LogConfig:
 
 
 @attrs.frozen(kw_only=True)
+class TracingConfig:
+    """`[tracing]`: spans for OpenTelemetry; without the table there are none."""
+
+    endpoint: Url | None = None
+    """None: as OpenTelemetry's own environment variables say, see docs/tracing.md."""
+    ratio: ShareOrZero = 0.1
+    station_spans: CountOrZero = 100
+
+
+@attrs.frozen(kw_only=True)
 class ShutdownConfig:
     """`[shutdown]`: how long work under way may take after SIGTERM."""
 
@@ -273,6 +284,7 @@ class Config:
     dead_letters: DeadLettersConfig = attrs.field(factory=DeadLettersConfig)
     web: WebConfig | None = None
     log: LogConfig = attrs.field(factory=LogConfig)
+    tracing: TracingConfig | None = None
     shutdown: ShutdownConfig = attrs.field(factory=ShutdownConfig)
 
 

@@ -303,6 +303,7 @@ SecondsOrZero: TypeAlias = Annotated[
     float, _number("a number of seconds", least=0, most=_MOST_SECONDS)
 ]
 Share: TypeAlias = Annotated[float, _number("a share", above=0, most=1)]
+ShareOrZero: TypeAlias = Annotated[float, _number("a share", least=0, most=1)]
 Count: TypeAlias = Annotated[int, _number("a whole number", least=1, most=_MOST_COUNT)]
 CountOrZero: TypeAlias = Annotated[int, _number("a whole number", least=0, most=_MOST_COUNT)]
 Depth: TypeAlias = Annotated[int, _number("a whole number", least=1, most=256)]
