@@ -234,6 +234,21 @@ async def test_closing_with_polls_that_nobody_took_drops_and_counts_them(group: 
         assert places(await read(source, 50)) == everything(50)
 
 
+async def test_a_last_commit_that_breaks_leaves_no_client_open(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(*_: object) -> None:
+        raise RuntimeError("cannot be asked any more")
+
+    group.fill(1)
+    with pytest.raises(RuntimeError, match="cannot be asked any more"):
+        async with open_kafka_source(group.settings()) as source:
+            await read(source, 1)
+            monkeypatch.setattr(pump.Pump, "_commit_the_rest", break_down)
+    with pytest.raises(RuntimeError, match="closed"):
+        source._pump._consumer.assignment()
+
+
 async def test_after_closing_a_poll_is_refused(group: Group) -> None:
     async with open_kafka_source(group.settings()) as source:
         pass

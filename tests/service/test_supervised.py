@@ -260,3 +260,4 @@ async def test_a_pump_that_has_died_is_not_live(monkeypatch: pytest.MonkeyPatch)
             monkeypatch.setattr(inspection.Inspector, "ask_standing", die)
             await wait_until(lambda: not health.is_live)
             assert not source.statistics().pump_alive
+        source._pump._consumer.close()  # the client hangs for ever when it is collected unclosed, its broker gone

@@ -200,14 +200,17 @@ class Pump:
             self._stopping = True
 
     def _close(self) -> None:
-        if not self._broken:
-            # Half of the limit for the last commit, so that closing has the other half. Nothing of what these polls
-            # may bring was handed out, so it is not lost.
-            limit = time.monotonic() + self._settings.close_timeout_s / 2
-            self._consumer.pause(self._consumer.assignment())
-            self._commit_the_rest(limit)
-        self._closing = True
-        self._consumer.close()
+        try:
+            if not self._broken:
+                # Half of the limit for the last commit, so that closing has the other half. Nothing of what these
+                # polls may bring was handed out, so it is not lost.
+                limit = time.monotonic() + self._settings.close_timeout_s / 2
+                self._consumer.pause(self._consumer.assignment())
+                self._commit_the_rest(limit)
+        finally:
+            # Whatever happens: a client that is collected unclosed may hang, and hold up everything with it.
+            self._closing = True
+            self._consumer.close()
 
     def _commit_the_rest(self, limit: float) -> None:
         """Commit until nothing is due: again while it is refused, as the broker does until a rebalance is over.

@@ -270,7 +270,7 @@ def _spared_collector() -> Iterator[None]:
     before = gc.get_threshold()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(2_000, 500, 1_000)
+    gc.set_threshold(5_000, 20, 1_000)
     try:
         yield
     finally:
