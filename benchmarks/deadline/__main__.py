@@ -13,7 +13,7 @@ clock is one of our own here (CPU time used + time asked to sleep), so that othe
 further runs it is trio's, and the wall time stands beside it. All runs take turns in a shuffled order.
 
 The garbage collector: "as it is"; "tuned" is frozen once the stations live, and called more rarely from then on
-(`gc.freeze()`, `gc.set_threshold(2_000, 500, 1000)`); "off" shows what is left without it.
+(`gc.freeze()`, `gc.set_threshold(5_000, 20, 1000)`); "off" shows what is left without it.
 """
 
 import argparse

@@ -83,7 +83,7 @@ class Observer:
         if TOLD["gc"] == "tuned":
             gc.collect()
             gc.freeze()  # they are not looked at again
-            gc.set_threshold(2_000, 500, 1000)
+            gc.set_threshold(5_000, 20, 1000)
         elif TOLD["gc"] == "off":
             gc.disable()
         self.pauses.longest_s = 0.0
