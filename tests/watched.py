@@ -15,7 +15,7 @@ from stationmaster.service.health import Health
 from stationmaster.service.metrics import Metrics
 from stationmaster.service.status import StatusBoard
 from stationmaster.service.web import open_web
-from stationmaster.settings import PipelineSettings
+from stationmaster.settings import PipelineSettings, TopicSettings
 from stationmaster.testing import MemorySource, RecordingSink
 from tests.telemetry import message_bytes
 
@@ -85,7 +85,7 @@ async def open_watched(
     sink: RecordingSink | None = None,
     **web: Any,
 ) -> AsyncIterator[Watched]:
-    """Open everything; `web` goes to `open_web`."""
+    """Open everything; `web` goes to `open_web`. Batches of topic "slow" stay open while a station of them hangs."""
     source, health, metrics, uploads = MemorySource(), Health(), Metrics(), Uploads()
     board = StatusBoard(max_batch_rows=32, max_in_flight=64)
     board.watch(health=health)
@@ -106,7 +106,13 @@ async def open_watched(
             source,
             handler=handler,
             sink=sink or RecordingSink(),
-            settings=PipelineSettings(deadline_s=deadline_s, grace_s=0.1, breaker_failures=0),
+            settings=PipelineSettings(
+                deadline_s=deadline_s,
+                topics={"slow": TopicSettings(deadline_s=60.0)},
+                grace_s=0.1,
+                breaker_failures=0,
+                idle_s=600.0,
+            ),
             observer=Observers((board, metrics, health, uploads)),
         ) as pipeline:
             await pipeline.wait_started()
