@@ -59,8 +59,8 @@ class Stations:
         self._idle_s = idle_s
         self._live: dict[str, Station] = {}
         self._in_a_row = 0
-        self._handed_over_at = -math.inf
         """Units of work since the last checkpoint of a hand-over."""
+        self._handed_over_at = -math.inf
         self._idle = idle
 
     def __len__(self) -> int:
