@@ -265,8 +265,8 @@ def _spared_collector() -> Iterator[None]:
     """Take what exists now, modules and known stations, out of garbage collection, and look at the rest less often.
 
     With 10,000 station tasks a full collection stops everything for 150 ms: batches are late by as much. Young objects
-    are still looked at often: where old ones are freed meanwhile there are far more of them than the threshold says, and
-    what failed uploads leave behind would lie around.
+    are still looked at often: where old ones are freed meanwhile there are far more than the threshold says, and what
+    failed uploads leave behind would lie around.
     """
     before = gc.get_threshold()
     gc.collect()
