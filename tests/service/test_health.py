@@ -18,12 +18,9 @@ from stationmaster.events import (
     SourceRecovered,
     StoreBlocked,
     StoreUnblocked,
-    ThreadAbandoned,
-    ThreadReturned,
     UploadsDiverted,
     UploadsResumed,
 )
-from stationmaster.kafka.source import KafkaStatistics, PartitionStatistics
 from stationmaster.service.health import (
     BEAT_S,
     BROKER_LIMIT_S,
@@ -37,6 +34,7 @@ from stationmaster.settings import PipelineStatistics
 from stationmaster.state import StoreStatistics
 from stationmaster.testing import RecordingSink
 from tests.pipelines import Setting, one_second
+from tests.service.standing import kafka, partition
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,6 +44,7 @@ if TYPE_CHECKING:
     from stationmaster.abc import UploadAnswer
     from stationmaster.batch import BatchReport
     from stationmaster.events import Event
+    from stationmaster.kafka import KafkaStatistics
 
 
 def found(checks: Iterable[Check], name: str) -> Check:
@@ -55,40 +54,6 @@ def found(checks: Iterable[Check], name: str) -> Check:
 
 def bad(checks: Iterable[Check]) -> list[str]:
     return [check.name for check in checks if not check.ok]
-
-
-def partition(number: int, lag: int | None = 0) -> PartitionStatistics:
-    return PartitionStatistics(
-        topic="t",
-        partition=number,
-        generation=1,
-        committed=None,
-        high_watermark=None,
-        lag=lag,
-        outstanding=0,
-    )
-
-
-def kafka(**changed: Any) -> KafkaStatistics:
-    well = KafkaStatistics(
-        partitions=(),
-        paused=False,
-        max_poll_exceeded=0,
-        rebalances=0,
-        lost_partitions=0,
-        last_drain_s=None,
-        commit_errors=0,
-        offset_resets=0,
-        stalls=0,
-        unreadable_headers=0,
-        dropped_polls=0,
-        pump_idle_s=0.1,
-        pump_limit_s=10.0,
-        pump_alive=True,
-        broker_silent_s=0.5,
-        is_settled=True,
-    )
-    return attrs.evolve(well, **changed)
 
 
 def pipeline(**changed: Any) -> PipelineStatistics:
@@ -275,7 +240,7 @@ async def test_an_idle_member_is_ready_and_one_that_rebalances_is_not(moments: M
     assert found(health.ready(), "assignment") == Check(
         name="assignment", ok=True, detail="a member without partitions: idle"
     )
-    moments.source = kafka(partitions=(partition(0), partition(1)))
+    moments.source = kafka(partition(0), partition(1))
     assert found(health.ready(), "assignment").detail == "2 partitions"
     moments.source = kafka(is_settled=False)
     assert bad(health.ready()) == ["assignment"]
@@ -333,16 +298,12 @@ async def test_a_store_that_takes_nothing_is_not_ready(
 
 
 async def test_handlers_are_not_ready_when_every_thread_is_abandoned(moments: Moments) -> None:
-    health = moments.watched_by(Health())
-    abandoned = partial(ThreadAbandoned, batch_id="b", station_id="s", threads=2)
-    health.observe(abandoned(abandoned=1))
+    health = moments.watched_by(Health(threads=2))
+    moments.pipeline = pipeline(abandoned_threads=1)
+    assert found(health.ready(), "handlers").detail == "1 of 2 threads abandoned"
     assert found(health.ready(), "handlers").ok
-    health.observe(abandoned(abandoned=2))
+    moments.pipeline = pipeline(abandoned_threads=2)
     assert bad(health.ready()) == ["handlers"]
-    health.observe(
-        ThreadReturned(batch_id="b", station_id="s", abandoned=1, seconds=1.0, error=None)
-    )
-    assert found(health.ready(), "handlers").detail == "1 threads abandoned of 2"
 
 
 async def test_other_events_change_nothing(moments: Moments) -> None:
@@ -362,7 +323,7 @@ async def test_the_summary_is_one_line_with_numbers_and_what_is_wrong(moments: M
     assert health.summary() == "starting"
     moments.watched_by(health)
     moments.pipeline = pipeline(in_flight=3, live_stations=70)
-    moments.source = kafka(partitions=(partition(0, 5), partition(1, None), partition(2, 7)))
+    moments.source = kafka(partition(0, 5), partition(1, None), partition(2, 7))
     moments.outbox = outbox(rows=2, filled=10)
     numbers = "3 batches open, 70 stations live, 3 partitions, lag 12, 2 batches in the outbox"
     assert health.summary() == f"running, {numbers}"

@@ -41,10 +41,10 @@ from stationmaster.events import (
     UploadsDiverted,
     UploadsResumed,
 )
-from stationmaster.kafka import KafkaStatistics, PartitionStatistics
 from stationmaster.service.status import KEPT_REPORTS, SHOWN_BATCHES, StatusBoard
 from stationmaster.state import open_state
 from stationmaster.testing import Hang, RecordingSink, ScriptedEmbedder
+from tests.service.standing import kafka, partition
 from tests.telemetry import NOON, record
 from tests.watched import open_watched
 
@@ -295,38 +295,10 @@ async def test_the_batcher_is_shown_by_its_queue_and_by_the_mean_size_of_its_las
     assert (shown["queuedRows"], shown["callsInFlight"], shown["failedCalls"]) == (0, 0, 1)
 
 
-def partition(number: int, lag: int | None) -> PartitionStatistics:
-    return PartitionStatistics(
-        topic="air",
-        partition=number,
-        generation=0,
-        committed=None,
-        high_watermark=None,
-        lag=lag,
-        outstanding=0,
-    )
-
-
-def kafka(*partitions: PartitionStatistics) -> KafkaStatistics:
-    return KafkaStatistics(
-        partitions=partitions,
-        paused=True,
-        max_poll_exceeded=0,
-        rebalances=2,
-        lost_partitions=0,
-        last_drain_s=None,
-        commit_errors=0,
-        offset_resets=0,
-        stalls=0,
-        unreadable_headers=0,
-        dropped_polls=0,
-        pump_idle_s=0.0,
-    )
-
-
 async def test_kafka_is_shown_by_its_lag_the_worst_partitions_first() -> None:
     board = StatusBoard()
-    board.watch(kafka=lambda: kafka(partition(0, 5), partition(1, None), partition(2, 7)))
+    lags = (partition(0, 5), partition(1, None), partition(2, 7))
+    board.watch(kafka=lambda: kafka(*lags, paused=True, rebalances=2))
     shown = hear(board)["kafka"]
 
     assert (shown["lag"], shown["assigned"], shown["paused"], shown["rebalances"]) == (

@@ -27,7 +27,8 @@ from stationmaster.service.web.routes import ASSETS, read_asset
 from stationmaster.state import open_state
 from stationmaster.testing import ScriptedEmbedder
 from tests.raw_http import say
-from tests.service.test_status import closed, kafka, partition
+from tests.service.standing import kafka, partition
+from tests.service.test_status import closed
 from tests.watched import open_watched
 
 if TYPE_CHECKING:
@@ -444,7 +445,7 @@ def test_the_page_and_its_assets_are_small() -> None:
 
 async def test_the_tiles_tell_of_every_part_that_there_is(tmp_path: Path) -> None:
     board = StatusBoard(max_batch_rows=32)
-    board.watch(kafka=lambda: kafka(partition(0, 5), partition(1, None)))
+    board.watch(kafka=lambda: kafka(partition(0, 5), partition(1, None), paused=True))
     async with (
         open_batcher(ScriptedEmbedder(), policy=BatchPolicy()) as batcher,
         open_state(tmp_path / "state.db") as state,

@@ -17,7 +17,8 @@ from stationmaster.service import asgi
 from stationmaster.service.status import StatusBoard
 from stationmaster.service.web.broadcast import Broadcast
 from tests.raw_http import open_raw, read_all, read_until
-from tests.service.test_status import closed, kafka, report
+from tests.service.standing import kafka
+from tests.service.test_status import closed, report
 from tests.service.test_web import open_bare
 from tests.watched import open_watched
 

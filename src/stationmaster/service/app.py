@@ -154,6 +154,7 @@ async def run_service(
     health = Health(
         endpoints=len(config.embeddings.urls) if config.embeddings else 0,
         upload_limit_s=config.upload.timeout_s,
+        threads=config.stations.threads,
     )
     health.watch_ending(shutdown.ending.begun)
     observer = Observers((health, observer))

@@ -4,7 +4,7 @@ Not live means: only a restart helps, and the watchdog is no longer fed. Not rea
 the check names; this process goes on trying, and nothing is lost. What is judged, and after how many seconds, stands
 in the constants below; `docs/systemd.md` tells operators the same.
 
-Events tell what has happened (breakers, stores, threads), moments what is now (`watch_*`): each is asked when a check
+Events tell what has happened (breakers, stores), moments what is now (`watch_*`): each is asked when a check
 is wanted, so nothing here can go stale.
 """
 
@@ -20,8 +20,6 @@ from stationmaster.events import (
     EndpointOpened,
     StoreBlocked,
     StoreUnblocked,
-    ThreadAbandoned,
-    ThreadReturned,
     UploadsDiverted,
     UploadsResumed,
 )
@@ -76,6 +74,8 @@ class Health:
     """Model servers there are; 0: none is needed."""
     upload_limit_s: float = 60.0
     """`upload.timeout_s`."""
+    threads: int = 32
+    """`stations.threads`."""
     detailed: bool = attrs.field(default=False, init=False)
     _beaten_at: float = attrs.field(factory=trio.current_time, init=False)
     _pipeline: Callable[[], PipelineStatistics] | None = attrs.field(default=None, init=False)
@@ -87,8 +87,6 @@ class Health:
     _blocked: dict[str, str] = attrs.field(factory=dict, init=False)
     """Store -> why it takes nothing."""
     _diverted: UploadsDiverted | None = attrs.field(default=None, init=False)
-    _abandoned: int = attrs.field(default=0, init=False)
-    _threads: int = attrs.field(default=0, init=False)
 
     # ------------------------------------------------------------------------------------------------- what it knows
 
@@ -127,10 +125,6 @@ class Health:
                 self._diverted = event
             case UploadsResumed():
                 self._diverted = None
-            case ThreadAbandoned():
-                self._abandoned, self._threads = event.abandoned, event.threads
-            case ThreadReturned():
-                self._abandoned = event.abandoned
             case _:
                 pass
 
@@ -283,11 +277,6 @@ class Health:
         return Check(name=name, ok=share < OUTBOX_LIMIT, detail=detail)
 
     def _handlers(self) -> Check:
-        detail = f"{self._abandoned} threads abandoned"
-        if self._threads:
-            detail += f" of {self._threads}"
-        return Check(
-            name="handlers",
-            ok=not self._abandoned or self._abandoned < self._threads,
-            detail=detail,
-        )
+        abandoned = self._pipeline().abandoned_threads if self._pipeline is not None else 0
+        detail = f"{abandoned} of {self.threads} threads abandoned"
+        return Check(name="handlers", ok=abandoned < self.threads, detail=detail)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from stationmaster.batcher import BatcherStatistics
 from stationmaster.embeddings import EndpointStatistics
-from stationmaster.kafka import KafkaStatistics, PartitionStatistics
 from stationmaster.service.metrics import Metrics
 from stationmaster.settings import PipelineStatistics
 from stationmaster.state import StateStatistics, StoreStatistics
+from tests.service import standing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from stationmaster.events import Event
+    from stationmaster.kafka import KafkaStatistics
 
 
 class Clock:
@@ -126,24 +127,13 @@ def state() -> StateStatistics:
 
 
 def kafka(topic: str = "air") -> KafkaStatistics:
-    def partition(number: int, lag: int | None) -> PartitionStatistics:
-        return PartitionStatistics(
-            topic=topic,
-            partition=number,
-            generation=1,
-            committed=1,
-            high_watermark=9,
-            lag=lag,
-            outstanding=6,
-        )
-
-    return KafkaStatistics(
-        partitions=(partition(0, 8), partition(1, None)),
-        paused=False,
+    read: dict[str, Any] = {"topic": topic, "committed": 1, "high_watermark": 9, "outstanding": 6}
+    return standing.kafka(
+        standing.partition(0, 8, **read),
+        standing.partition(1, None, **read),
         max_poll_exceeded=1,
         rebalances=2,
         lost_partitions=3,
-        last_drain_s=None,
         commit_errors=4,
         offset_resets=5,
         stalls=6,
@@ -151,8 +141,6 @@ def kafka(topic: str = "air") -> KafkaStatistics:
         dropped_polls=8,
         pump_idle_s=0.05,
         pump_limit_s=15.0,
-        broker_silent_s=0.5,
-        is_settled=True,
     )
 
 
