@@ -410,6 +410,56 @@ async def test_rows_that_cannot_wait_for_a_busy_server_fail_with_its_words(
     assert b.right("relaxed")
 
 
+@pytest.mark.parametrize(
+    "error", [EmbedderUnavailableError("reset"), RowRejectedError("400")], ids=["retry", "bisect"]
+)
+async def test_a_second_try_waits_too_while_another_call_was_asked_to_wait(
+    autojump_clock: MockClock, error: Exception
+) -> None:
+    async def fail(texts: Sequence[str]) -> Sequence[Vector]:
+        await trio.sleep(0.3)
+        raise error
+
+    async def be_busy(texts: Sequence[str]) -> Sequence[Vector]:
+        await trio.sleep(0.2)
+        raise EmbedderBusyError("429", retry_after_s=2.0)
+
+    async with bench(
+        ScriptedEmbedder(script=[fail, be_busy]), min_batch_rows=2, max_in_flight=2
+    ) as b:
+        b.batcher.expect(2)
+        await b.submit("a", "b")
+        b.batcher.expect(2)
+        await b.submit("c", "d")
+        await trio.sleep(5)
+        assert b.right("a", "b", "c", "d")
+        first, second, *later = [at for at, _ in b.sent()]
+        assert (first, second) == (0.0, 0.0)
+        assert min(later) == 2.2
+
+
+async def test_rows_that_cannot_sit_out_a_pause_for_their_second_try_fail_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    async def fail(texts: Sequence[str]) -> Sequence[Vector]:
+        await trio.sleep(0.3)
+        raise EmbedderUnavailableError("reset")
+
+    async def be_busy(texts: Sequence[str]) -> Sequence[Vector]:
+        await trio.sleep(0.2)
+        raise EmbedderBusyError("429", retry_after_s=2.0)
+
+    async with bench(ScriptedEmbedder(script=[fail, be_busy]), max_in_flight=2) as b:
+        await b.submit("a", deadline=trio.current_time() + 1.0)
+        b.batcher.flush()
+        await b.submit("b")
+        b.batcher.flush()
+        await trio.sleep(5)
+        assert str(b.got["a"]) == "reset"
+        assert b.at["a"] == pytest.approx(0.3)
+        assert b.right("b")
+
+
 async def test_a_server_that_stays_busy_without_a_word_is_asked_ever_more_seldom(
     autojump_clock: MockClock,
 ) -> None:

@@ -237,3 +237,18 @@ async def test_what_is_no_failure_of_the_hook_ends_the_pipeline(
             queue.overhear(opened("S1")).settle(success("S1"))
             await trio.sleep_forever()
     assert crashes == [True]
+
+
+async def test_an_outcome_that_comes_when_the_hook_was_stopped_is_dropped_and_told(
+    autojump_clock: MockClock,
+) -> None:
+    observer = RecordingObserver()
+    with trio.CancelScope() as stop:
+        async with hook_of(Slow(1.0), observer) as queue:
+            heard = queue.overhear(opened("S1", "S2"))
+            heard.settle(success("S1"))
+            stop.cancel()
+            with trio.CancelScope(shield=True):
+                await wait_all_tasks_blocked()  # the hook has heard it before the stations
+                heard.settle(success("S2"))
+    assert ("S2", "closing") in reasons(observer)

@@ -260,3 +260,21 @@ async def test_an_observer_that_raises_ends_everything_and_fails_no_station() ->
     ):
         async with stations_of(handle) as stations:
             await run(stations, "A", observer=Broken())
+
+
+async def test_a_batch_that_is_handed_over_while_everything_stops_harms_nobody(
+    autojump_clock: MockClock,
+) -> None:
+    async def handle(station: StationInput) -> Mapping[str, Any]:
+        return {}
+
+    async with stations_of(handle) as stations:
+        with trio.CancelScope(shield=True):
+            collector = opened("A", "B")
+            stations.submit(collector, "A")
+            stations._nursery.cancel_scope.cancel()  # the end of the grace, between two slices
+            await wait_all_tasks_blocked()
+            stations.submit(collector, "A")
+            await stations.hand_over(collector)
+            assert collector.answered == 1
+            collector.drop()

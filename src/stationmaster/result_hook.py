@@ -62,6 +62,9 @@ class HookQueue:
                 self._send.send_nowait(heard)
             except trio.WouldBlock:
                 pass
+            except trio.BrokenResourceError:  # "stop now" was heard here first
+                self._tell(heard, "closing")
+                return
             else:
                 batch.waiting += 1
                 self._bytes_left -= size

@@ -138,6 +138,8 @@ class Courier:
             vectors = _rows(answer, len(texts))
         except Exception as error:  # noqa: BLE001 - whatever an embedder raises is answered to its callers
             failure = error
+            if isinstance(error, EmbedderBusyError):
+                self._pause(error)  # at once: another sender may be about to send
         except BaseExceptionGroup as group:
             self._raise_cancelled(call, group)
             raise
@@ -177,7 +179,9 @@ class Courier:
         if failure is None:
             await self._wait_out(call)
             return
-        if isinstance(failure, _ONCE_MORE) and self._in_time(call, partial(row_error, failure)):
+        if isinstance(failure, _ONCE_MORE) and await self._may_send_again(
+            call, partial(row_error, failure)
+        ):
             failure = await self._attempt_again(call, "retry")
         if isinstance(failure, RowRejectedError) and len(call.texts) > 1:
             await self._bisect(call, failure)
@@ -216,10 +220,12 @@ class Courier:
         self._halve(call, pending)
         while pending:
             part = pending.pop()
-            if not self._in_time(part, partial(_undecided, refusal)):
+            if not await self._may_send_again(part, partial(_undecided, refusal)):
                 continue
             error = await self._attempt_again(part, "bisect")
-            if isinstance(error, _ONCE_MORE) and self._in_time(part, partial(row_error, error)):
+            if isinstance(error, _ONCE_MORE) and await self._may_send_again(
+                part, partial(row_error, error)
+            ):
                 error = await self._attempt_again(part, "retry")
             if not isinstance(error, RowRejectedError):
                 may_stop = may_stop and not part.answered
@@ -248,18 +254,26 @@ class Courier:
             self.calls.add(half)
             pending.append(half)
 
-    def _in_time(self, call: Call, make_error: Callable[[], Exception]) -> bool:
-        """Fail the rows that cannot be answered in time if they are sent now; return whether any are left."""
-        instant = self._clock() + self._cost.estimate(len(call.texts))
-        self.failed += call.fail_late(instant, make_error)
-        if not call.rows:
-            self.calls.discard(call)
-        return call.rows > 0
+    async def _may_send_again(self, call: Call, make_error: Callable[[], Exception]) -> bool:
+        """Sit out a pause that the server asked for meanwhile, and fail the rows that cannot be answered in time then.
+
+        Returns:
+            Whether any are left: they may be sent now.
+        """
+        while True:
+            now = self._clock()
+            instant = max(now, self.paused_until) + self._cost.estimate(len(call.texts))
+            self.failed += call.fail_late(instant, make_error)
+            if not call.rows:
+                self.calls.discard(call)
+                return False  # noqa: ASYNC910 - without a pause there is nothing to wait for
+            if self.paused_until <= now:
+                return True  # noqa: ASYNC910 - likewise
+            await trio.sleep_until(self.paused_until)
 
     def _give_up(self, call: Call, error: Exception) -> None:
         """Fail a call's rows; if the server was just busy, only those that cannot wait."""
         if isinstance(error, EmbedderBusyError):
-            self._pause(error)
             restart = self.paused_until + self._cost.estimate(len(call.texts))
             self.failed += call.fail_late(restart, partial(row_error, error))
             self._queue.put_back(call)

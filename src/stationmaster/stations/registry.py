@@ -131,6 +131,9 @@ class Stations:
         except trio.WouldBlock:
             reason = f"its queue of {self._queue_capacity} jobs is full (stations.queue_capacity)"
             collecting.settle(StationResult(station_id, Outcome.REJECTED, None, reason))
+        except trio.BrokenResourceError:
+            # "Stop now" came between two slices of this batch: its task is gone, and the batch will be dropped.
+            pass
         else:
             station.queued += 1
         return cost
