@@ -94,7 +94,7 @@ class Life:
             return
         self.watch.over = False
         self.watch.at_end()
-        self.watch.check(not self.staff.running or self.staff.kind == "blocking", "still running")
+        self.watch.check(not self.staff.running, "still running", self.staff.running)
         left = len(live_tasks()) - self._tasks_before
         self.watch.check(left == 0, "tasks were left behind", left)
         self.watch.over = True

@@ -15,7 +15,7 @@ from tests.simulation import scheduling
 from tests.simulation.dice import ALL, Dice, Fault
 from tests.simulation.mutants import MUTANTS, hunt
 from tests.simulation.scheduling import Threads, seeded_scheduler, sleep_in_thread
-from tests.simulation.shrinking import shrink
+from tests.simulation.shrinking import breaks, shrink
 from tests.simulation.watch import BrokenError
 from tests.simulation.world import World
 
@@ -145,8 +145,13 @@ def test_a_bug_is_found_and_its_history_shrinks() -> None:
     mutant = next(each for each in MUTANTS if each.name == "no look for a slot")
     verdict = hunt(mutant)
     assert verdict.symptom == "BrokenError: more batches than slots"
+    seed = verdict.seeds - 1
     with mutant.at_large():
-        assert shrink(verdict.seeds - 1) == set()  # no fault is needed for that
+        needed = shrink(seed)
+        assert len(needed) < 4
+        assert breaks(seed, needed)
+        assert not any(breaks(seed, needed - {fault}) for fault in needed)
+    assert not breaks(seed, needed)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

@@ -87,7 +87,6 @@ class World:
         self._digest = hashlib.blake2b(digest_size=8)
         self._ids: dict[object, str] = {}
         self._saved: dict[str, Any] = {}
-        self._life: Life | None = None
 
     def _settings(self) -> PipelineSettings:
         choose = self.dice.choose
@@ -231,7 +230,7 @@ class World:
                 self.lives += 1
                 self.check(self.lives < LIVES, "does not come to an end")
                 quietly = self.weather.is_fair or self.lives > WILD_LIVES
-                life = self._life = Life(self, self.lives)
+                life = Life(self, self.lives)
                 await life.run(quietly=quietly)
                 self._count(life)
                 await trio.sleep(self.dice.plain.uniform(0, 10))  # to be started again
