@@ -10,13 +10,15 @@ import socket
 import struct
 from collections import deque
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Final, Literal, NoReturn
 
 import attrs
 import h11
 import trio
 from trio_util import AsyncValue
 
+from stationmaster.errors import plain_errors
 from stationmaster.testing.clock import refuse_jumping_clock
 
 if TYPE_CHECKING:
@@ -104,17 +106,17 @@ class ScriptedServer:
         """By which connection each request came."""
         return [request.connection for request in self.seen]
 
-    async def _serve(self, stream: trio.abc.Stream) -> None:
+    async def _serve(self, around: trio.Nursery, stream: trio.abc.Stream) -> None:
         self.open_connections.value += 1
         try:
-            await self._converse(stream, next(self._numbers))
+            await self._converse(around, stream, next(self._numbers))
         except (trio.BrokenResourceError, h11.RemoteProtocolError):
             pass  # the client left in the middle: many tests want just that
         finally:
             self.open_connections.value -= 1
             await trio.aclose_forcefully(stream)
 
-    async def _converse(self, stream: trio.abc.Stream, number: int) -> None:
+    async def _converse(self, around: trio.Nursery, stream: trio.abc.Stream, number: int) -> None:
         rest = b""
         while True:
             request, rest = await _read_request(stream, rest, number)
@@ -122,7 +124,12 @@ class ScriptedServer:
                 return
             self.seen.append(request)
             self.requests.value += 1
-            reply = self.script.popleft() if self.script else self.answer(request)
+            try:
+                reply = self.script.popleft() if self.script else self.answer(request)
+            except Exception as error:  # noqa: BLE001 - raised in a task of its own
+                # Here the closing of the connection would wake the client first, and its error take this one's place.
+                around.start_soon(_raise, error)
+                await trio.sleep_forever()
             await _send(stream, reply)
             if reply.end == "close":
                 return
@@ -135,6 +142,11 @@ class ScriptedServer:
             if reply.end in {"reset", "ambush"}:
                 _reset_on_close(stream)
                 return
+
+
+async def _raise(error: Exception) -> NoReturn:
+    await trio.lowlevel.cancel_shielded_checkpoint()
+    raise error
 
 
 async def _read_request(
@@ -195,20 +207,21 @@ async def open_server(
     """Serve on a free port of 127.0.0.1 until the block ends.
 
     Args:
-        answer: called for each request beyond the script. What it raises ends the block: a test with a bug.
+        answer: called for each request beyond the script. What it raises ends the block, as itself.
         ssl_context: speak TLS.
 
     Raises:
         RuntimeError: the clock jumps while an answer is on its way (`MockClock(autojump_threshold=0)`).
     """
     refuse_jumping_clock("what comes through a socket takes real time")
-    async with trio.open_nursery() as nursery:
-        [tcp] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        scheme = "http" if ssl_context is None else "https"
-        listener: trio.abc.Listener[trio.abc.Stream] = (
-            tcp if ssl_context is None else trio.SSLListener(tcp, ssl_context)
-        )
-        server = ScriptedServer(f"{scheme}://127.0.0.1:{tcp.socket.getsockname()[1]}", answer)
-        await nursery.start(trio.serve_listeners, server._serve, [listener])  # noqa: SLF001 - its own module
-        yield server
-        nursery.cancel_scope.cancel()
+    with plain_errors():
+        async with trio.open_nursery() as nursery:
+            [tcp] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            scheme = "http" if ssl_context is None else "https"
+            listener: trio.abc.Listener[trio.abc.Stream] = (
+                tcp if ssl_context is None else trio.SSLListener(tcp, ssl_context)
+            )
+            server = ScriptedServer(f"{scheme}://127.0.0.1:{tcp.socket.getsockname()[1]}", answer)
+            await nursery.start(trio.serve_listeners, partial(server._serve, nursery), [listener])  # noqa: SLF001
+            yield server
+            nursery.cancel_scope.cancel()

@@ -23,7 +23,7 @@ def telemetry(*stations: str | Mapping[str, object], **fields: object) -> bytes:
         fields: the message's other top-level fields, such as `timestamp="2024-01-01T12:00:00Z"`.
     """
     entries = [{"stationId": item} if isinstance(item, str) else item for item in stations]
-    return orjson.dumps({"stationData": entries, **fields})
+    return orjson.dumps({**fields, "stationData": entries})
 
 
 def station_input(

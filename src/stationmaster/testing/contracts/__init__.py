@@ -5,12 +5,12 @@ beside its part (a folder, a broker) comes by a fixture of yours that is `autous
 new instance for each test. A test that takes longer than `patience_s` fails.
 """
 
-try:
-    import pytest
-except ImportError as error:
-    raise ImportError(
-        "stationmaster.testing.contracts needs pytest: install it beside your tests"
-    ) from error
+from importlib.util import find_spec
+
+if find_spec("pytest") is None:
+    raise ImportError("stationmaster.testing.contracts needs pytest: install it beside your tests")
+
+import pytest
 
 pytest.register_assert_rewrite(  # before they are imported: so that failures show what was compared
     *(

@@ -46,7 +46,7 @@ class _Watcher:
 
 
 class _Reading(Contract):
-    patience_s = 60.0
+    patience_s: float = 60.0
     topic: str = "readings"
     """Where the records lie."""
     at_most: int = 4

@@ -1,0 +1,114 @@
+"""The scripted server does what it is told, so that tests of clients mean something."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from stationmaster.testing import server as module
+from stationmaster.testing.server import HANG, RESET, Reply, Request, ScriptedServer, open_server
+
+
+async def test_the_script_comes_first_and_then_the_answer_to_each_request() -> None:
+    def echo(request: Request) -> Reply:
+        return Reply(body=request.body, headers={"X-Target": request.target})
+
+    async with open_server(echo) as server, httpx.AsyncClient(base_url=server.url) as client:
+        server.script.append(Reply(status=429, headers={"Retry-After": "3"}, body=b"busy"))
+        first = await client.post("/v1?a=b", content=b"one")
+        second = await client.post("/v1?a=b", content=b"two")
+
+    assert (first.status_code, first.headers["retry-after"], first.text) == (429, "3", "busy")
+    assert (second.status_code, second.headers["x-target"], second.text) == (200, "/v1?a=b", "two")
+    assert [request.body for request in server.seen] == [b"one", b"two"]
+    assert server.seen[0].method == "POST"
+    assert server.connections == [0, 0]
+    assert server.requests.value == 2
+    assert server.open_connections.value == 0
+
+
+async def test_without_an_answer_every_request_gets_an_empty_object() -> None:
+    async with open_server() as server, httpx.AsyncClient() as client:
+        assert (await client.get(server.url)).json() == {}
+
+
+async def test_a_hanging_reply_waits_until_the_client_leaves() -> None:
+    async with open_server() as server, httpx.AsyncClient() as client:
+        server.script.append(HANG)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.get, server.url)
+            await server.requests.wait_value(1)
+            await wait_all_tasks_blocked()
+            assert server.open_connections.value == 1
+            nursery.cancel_scope.cancel()
+        await server.open_connections.wait_value(0)
+
+
+async def test_a_reset_is_no_answer_and_the_next_request_is_served() -> None:
+    async with open_server() as server, httpx.AsyncClient() as client:
+        server.script.append(RESET)
+        with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
+            await client.get(server.url)
+        assert (await client.get(server.url)).status_code == 200
+    assert server.connections == [0, 1]
+
+
+async def test_a_late_reply_leaves_a_client_with_less_patience_without_one() -> None:
+    async with open_server() as server, httpx.AsyncClient() as client:
+        server.script += [Reply(after_s=60), Reply(after_s=0.001, body=b"late")]
+        with trio.move_on_after(0.05) as scope:
+            await client.get(server.url)
+        assert scope.cancelled_caught
+        assert (await client.get(server.url)).text == "late"
+
+
+async def test_bytes_that_are_no_http_and_half_a_body_come_as_they_are() -> None:
+    async with open_server() as server, httpx.AsyncClient() as client:
+        server.script.append(Reply(raw=b"what?\r\n\r\n", end="close"))
+        with pytest.raises(httpx.RemoteProtocolError):
+            await client.get(server.url)
+        whole = Reply(body=b"0123456789")
+        server.script.append(Reply(body=whole.body, first=len(whole.wire()) - 4, end="close"))
+        with pytest.raises(httpx.RemoteProtocolError, match="body"):
+            await client.get(server.url)
+
+
+async def test_a_request_that_is_no_http_is_not_seen() -> None:
+    async with open_server() as server:
+        port = int(server.url.rpartition(":")[2])
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(b"\x00 what\r\n\r\n")
+            assert await stream.receive_some() == b""
+    assert server.seen == []
+
+
+async def test_a_body_beyond_the_bound_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_REQUEST_BYTES", 100)
+    async with open_server() as server, httpx.AsyncClient() as client:
+        assert (await client.post(server.url, content=b"x" * 100)).status_code == 200
+        with pytest.raises(httpx.TransportError):
+            await client.post(server.url, content=b"x" * 101)
+    assert len(server.seen) == 1
+
+
+async def test_what_the_answer_raises_ends_the_test() -> None:
+    def broken(request: Request) -> Reply:
+        raise KeyError(request.target)
+
+    async def ask() -> None:
+        async with open_server(broken) as server, httpx.AsyncClient() as client:
+            await client.get(f"{server.url}/lost")
+
+    with pytest.raises(KeyError, match="/lost"):
+        await ask()
+
+
+async def test_a_clock_that_jumps_is_refused(autojump_clock: MockClock) -> None:
+    async def ask() -> ScriptedServer:
+        async with open_server() as server:
+            return server
+
+    with pytest.raises(RuntimeError, match=r"socket takes real time.*real clock"):
+        await ask()
