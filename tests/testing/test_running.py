@@ -118,9 +118,15 @@ def test_a_clock_that_only_runs_faster_is_fine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "reason"), [(b"{", "not-json"), (b'{"stationData": 1}', "stationData")]
+    ("message", "reason"),
+    [
+        (b"{", "refused: not-json"),
+        (b'{"stationData": 1}', "refused: .*stationData"),
+        (telemetry({"pm25": 9}), "refused: no-valid-entry .*station-id-missing"),
+        (telemetry(), "names no station"),
+    ],
 )
-async def test_a_message_that_is_refused_says_why(message: bytes, reason: str) -> None:
+async def test_a_message_that_makes_no_batch_says_why(message: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         await run_batch(handle, message)
 

@@ -41,7 +41,7 @@ async def run_batch(
         observer: hears what happens.
 
     Raises:
-        ValueError: the message is refused.
+        ValueError: the message is refused, or names no station.
         RuntimeError: a plain function works in a thread, and the clock is one that jumps meanwhile.
         TypeError: the handler is of no kind that is known.
 
@@ -65,5 +65,7 @@ async def run_batch(
         await pipeline.wait_finished()
     for letter in letters.letters:
         raise ValueError(f"the message is refused: {letter.reason} ({letter.detail})")
+    if not sink.reports:
+        raise ValueError("the message names no station: nothing is uploaded")
     [report] = sink.reports.values()
     return report
