@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import runpy
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
+import pytest
 from trio.testing import wait_all_tasks_blocked
 
 from stationmaster.abc import Accepted, Rejected, TryAgain, Unavailable
 from stationmaster.reports import encode_report
 from stationmaster.sinks import open_http_sink
 from stationmaster.testing import Hang, RecordingSink, Slow
-from stationmaster.testing.contracts import RemoteSinkContract
+from stationmaster.testing.contracts import RemoteSinkContract, SinkContract
 from stationmaster.testing.contracts.running import in_trio
 from stationmaster.testing.server import HANG, Reply, Request, open_server
 from tests.test_sinks import report_of, succeeded
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from stationmaster.abc import Sink, UploadAnswer
+
+EXAMPLE = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "custom_sink.py"))
 
 
 class WholeReports(RemoteSinkContract):
@@ -90,6 +95,21 @@ class TestHttpSink(WholeReports):
 
     async def reached(self, uploads: int) -> None:
         await self.server.requests.wait_value(uploads)
+
+
+class TestSinkOfTheExample(SinkContract):
+    """That of `examples/custom_sink.py`: it is what people begin with."""
+
+    @pytest.fixture(autouse=True)
+    def _path(self, tmp_path: Path) -> None:
+        self.path = tmp_path / "batches.jsonl"
+
+    def open(self) -> AbstractAsyncContextManager[Sink]:
+        sink: AbstractAsyncContextManager[Sink] = EXAMPLE["open_file_sink"](self.path)
+        return sink
+
+    async def kept(self) -> list[str]:
+        return [orjson.loads(line)["batchId"] for line in self.path.read_bytes().splitlines()]
 
 
 def _reply(step: UploadAnswer | Hang | Slow) -> Reply:
