@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
+
+from stationmaster.testing import contracts
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from trio.testing import MockClock
 
 A_PROJECT = """
 from contextlib import asynccontextmanager
@@ -77,3 +82,25 @@ def test_without_pytest_the_suites_say_what_they_need_and_the_fakes_need_nothing
 
     assert fakes.returncode == 0, fakes.stderr
     assert "ImportError: stationmaster.testing.contracts needs pytest" in suites.stderr
+
+
+@pytest.mark.parametrize("suite", contracts.__all__)
+def test_what_a_suite_was_not_given_is_named(suite: str) -> None:
+    """Those methods that are not there for pytest, and do nothing by themselves."""
+    made = getattr(contracts, suite)()
+    given: dict[str, tuple[Any, ...]] = {
+        name: ()
+        for name in ("open", "kept", "will", "put", "clear", "committed", "rival")
+        if hasattr(made, name)
+    }
+    given |= {"reached": (1,)} if hasattr(made, "reached") else {}
+    for name, arguments in given.items():
+        with pytest.raises(NotImplementedError):
+            getattr(made, name)(*arguments).send(None)
+
+
+async def test_an_embedder_without_a_breaker_may_be_asked_again_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    await contracts.RemoteEmbedderContract().rested()
+    assert trio.current_time() == 0

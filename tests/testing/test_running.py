@@ -232,5 +232,10 @@ def test_fields_that_no_message_may_have_are_refused() -> None:
         station_input("S001", fields=deep)
 
 
+def test_a_reading_that_no_entry_may_hold_is_refused_although_others_are_fine() -> None:
+    with pytest.raises(ValueError, match="no handler would get this"):
+        station_input("S001", {"pm25": 4}, {"text": "x" * 100_000})
+
+
 def test_a_field_cannot_take_the_place_of_the_stations() -> None:
     assert telemetry("S001", stationData=[]) == b'{"stationData":[{"stationId":"S001"}]}'

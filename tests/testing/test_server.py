@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
 import httpx
 import pytest
 import trio
@@ -9,6 +12,18 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from stationmaster.testing import server as module
 from stationmaster.testing.server import HANG, RESET, Reply, Request, ScriptedServer, open_server
+from tests.http_server import tls_contexts
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+@asynccontextmanager
+async def connected(server: ScriptedServer) -> AsyncIterator[trio.SocketStream]:
+    port = int(server.url.rpartition(":")[2])
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        yield stream
 
 
 async def test_the_script_comes_first_and_then_the_answer_to_each_request() -> None:
@@ -75,12 +90,37 @@ async def test_bytes_that_are_no_http_and_half_a_body_come_as_they_are() -> None
             await client.get(server.url)
 
 
+async def test_a_reset_is_one_under_tls_too(tmp_path: Path) -> None:
+    tls, trusting = tls_contexts(tmp_path)
+    async with (
+        open_server(ssl_context=tls) as server,
+        httpx.AsyncClient(verify=trusting) as client,
+    ):
+        assert (await client.get(server.url)).status_code == 200
+        server.script.append(RESET)
+        with pytest.raises(httpx.TransportError):
+            await client.get(server.url)
+
+
+async def test_requests_that_come_at_once_are_answered_one_after_the_other() -> None:
+    request = b"GET /%d HTTP/1.1\r\nHost: here\r\n\r\n"
+    async with open_server() as server, connected(server) as stream:
+        await stream.send_all(request % 1 + request % 2)
+        await server.requests.wait_value(2)
+        assert [seen.target for seen in server.seen] == ["/1", "/2"]
+        server.script.append(HANG)
+        await stream.send_all(request % 3)
+        await server.requests.wait_value(3)
+        await stream.send_all(request % 4)  # whoever hangs reads no more of this
+        await wait_all_tasks_blocked()
+        assert server.requests.value == 3
+        assert server.open_connections.value == 1
+
+
 async def test_a_request_that_is_no_http_is_not_seen() -> None:
-    async with open_server() as server:
-        port = int(server.url.rpartition(":")[2])
-        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-            await stream.send_all(b"\x00 what\r\n\r\n")
-            assert await stream.receive_some() == b""
+    async with open_server() as server, connected(server) as stream:
+        await stream.send_all(b"\x00 what\r\n\r\n")
+        assert await stream.receive_some() == b""
     assert server.seen == []
 
 

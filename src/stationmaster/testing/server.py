@@ -11,7 +11,7 @@ import struct
 from collections import deque
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Final, Literal, NoReturn, cast
 
 import attrs
 import h11
@@ -182,7 +182,8 @@ async def _read_request(
 
 
 async def _send(stream: trio.abc.Stream, reply: Reply) -> None:
-    await trio.sleep(reply.after_s)
+    if reply.after_s:
+        await trio.sleep(reply.after_s)
     wire = reply.wire()
     if reply.pause_s is None:
         await stream.send_all(wire)
@@ -194,10 +195,9 @@ async def _send(stream: trio.abc.Stream, reply: Reply) -> None:
 
 def _reset_on_close(stream: trio.abc.Stream) -> None:
     """Let closing send RST instead of FIN."""
-    while isinstance(stream, trio.SSLStream):
-        stream = stream.transport_stream
-    if isinstance(stream, trio.SocketStream):
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+    no_linger = struct.pack("ii", 1, 0)
+    cast("trio.SocketStream", transport).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
 
 
 @asynccontextmanager
