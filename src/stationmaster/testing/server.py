@@ -182,8 +182,7 @@ async def _read_request(
 
 
 async def _send(stream: trio.abc.Stream, reply: Reply) -> None:
-    if reply.after_s:
-        await trio.sleep(reply.after_s)
+    await trio.sleep(reply.after_s)
     wire = reply.wire()
     if reply.pause_s is None:
         await stream.send_all(wire)
