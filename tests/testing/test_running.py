@@ -106,6 +106,34 @@ async def test_a_plain_function_is_refused_on_a_clock_that_jumps(autojump_clock:
         await run_batch(blocking, telemetry("S001"))
 
 
+async def test_a_jump_while_a_thread_of_the_handler_works_is_told(
+    autojump_clock: MockClock,
+) -> None:
+    release = threading.Event()
+
+    async def in_a_thread(station: StationInput) -> None:
+        await trio.to_thread.run_sync(release.wait, 30, abandon_on_cancel=True)
+
+    with pytest.raises(RuntimeError, match=r"jumped while a thread worked.*real clock"):
+        await run_batch(in_a_thread, telemetry("S001"))
+    release.set()
+
+
+async def test_time_that_goes_by_while_no_thread_works_is_fine(autojump_clock: MockClock) -> None:
+    report = await run_batch(handle, telemetry({"stationId": "S001", "seconds": 3}))
+
+    assert report.duration_s == 3.0
+
+
+async def test_a_thread_is_fine_on_a_clock_that_does_not_jump() -> None:
+    async def in_a_thread(station: StationInput) -> None:
+        await trio.to_thread.run_sync(int)
+
+    report = await run_batch(in_a_thread, telemetry("S001"))
+
+    assert report.counts[Outcome.NO_OUTPUT] == 1
+
+
 def test_a_clock_that_only_runs_faster_is_fine() -> None:
     async def check() -> None:
         refuse_jumping_clock("it")

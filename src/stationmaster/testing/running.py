@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stationmaster.pipeline import open_pipeline
-from stationmaster.testing.clock import refuse_jumping_clock
+from stationmaster.testing.clock import refuse_jumping_clock, told_if_clock_jumps_over_threads
 from stationmaster.testing.sink import RecordingSink
 from stationmaster.testing.source import MemorySource
 from stationmaster.testing.state import MemoryDeadLetters
@@ -42,7 +42,8 @@ async def run_batch(
 
     Raises:
         ValueError: the message is refused, or names no station.
-        RuntimeError: a plain function works in a thread, and the clock is one that jumps meanwhile.
+        RuntimeError: the clock is one that jumps, and the handler is a plain function, which works in a thread, or
+            uses `trio.to_thread` itself and time went by meanwhile.
         TypeError: the handler is of no kind that is known.
 
     What ends a service (a MemoryError of the handler, say) comes out as itself. If this is cancelled, the batch may end
@@ -53,16 +54,17 @@ async def run_batch(
     source, sink, letters = MemorySource(), RecordingSink(), MemoryDeadLetters()
     source.put(topic, 0, message)
     source.end()
-    async with open_pipeline(
-        source,
-        handler=handler,
-        sink=sink,
-        dead_letters=letters,
-        settings=settings,
-        on_result=on_result,
-        observer=observer,
-    ) as pipeline:
-        await pipeline.wait_finished()
+    with told_if_clock_jumps_over_threads():
+        async with open_pipeline(
+            source,
+            handler=handler,
+            sink=sink,
+            dead_letters=letters,
+            settings=settings,
+            on_result=on_result,
+            observer=observer,
+        ) as pipeline:
+            await pipeline.wait_finished()
     for letter in letters.letters:
         raise ValueError(f"the message is refused: {letter.reason} ({letter.detail})")
     if not sink.reports:
