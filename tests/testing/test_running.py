@@ -91,7 +91,7 @@ async def test_a_plain_function_that_hangs_in_its_thread_is_left_behind() -> Non
         return {}
 
     report = await run_batch(
-        blocking, telemetry("S001", "S002"), settings=PipelineSettings(deadline_s=0.3)
+        blocking, telemetry("S001", "S002"), settings=PipelineSettings(deadline_s=1.0)
     )
     release.set()
 

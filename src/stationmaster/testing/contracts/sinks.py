@@ -163,9 +163,17 @@ class RemoteSinkContract(SinkContract):
 
     @in_trio
     async def test_a_callers_deadline_ends_a_slow_upload(self) -> None:
+        scope = trio.CancelScope()
+
+        async def upload(sink: Sink) -> None:
+            with scope:
+                await sink.upload(_report())
+
         async with self.open() as sink:
             self.will(Slow(5.0))
-            with trio.move_on_after(0.05) as scope:
-                await sink.upload(_report())
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(upload, sink)
+                await self.reached(1)
+                scope.deadline = trio.current_time() + 0.05
             assert scope.cancelled_caught
             assert isinstance(await sink.upload(_report()), Accepted)
