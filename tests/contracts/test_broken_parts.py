@@ -20,7 +20,6 @@ from stationmaster.testing import (
     ScriptedEmbedder,
 )
 from stationmaster.testing.contracts import EmbedderContract
-from stationmaster.testing.contracts.running import Contract
 from tests.contracts import (
     test_dead_letters,
     test_embedders,
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
     from stationmaster.abc import Embedder, Sink, UploadAnswer, Vector
     from stationmaster.batch import BatchReport, DeadLetter, KeptBatch, Record
+    from stationmaster.testing.contracts.running import Contract
 
 
 class Doubling(RecordingSink):
