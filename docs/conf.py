@@ -8,6 +8,7 @@ project = "stationmaster"
 author = "The stationmaster authors"
 release = version = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+autodoc_mock_imports = ["pytest"]  # the contract suites are tests
 exclude_patterns = ["_build"]
 html_theme = "furo"
 autodoc_member_order = "bysource"

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import orjson
 import trio
 
 from stationmaster.abc import NullObserver
@@ -15,6 +14,7 @@ from stationmaster.collector import Collector
 from stationmaster.drafts import draft_batch
 from stationmaster.messages import Limits, parse_message
 from stationmaster.stations import Stations, open_stations
+from stationmaster.testing import telemetry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 
 
-def message_bytes(*stations: object, **fields: Any) -> bytes:
-    """Return a message of these stations (ids, or whole entries) with these other fields."""
-    entries = [{"stationId": item} if isinstance(item, str) else item for item in stations]
-    return orjson.dumps({"stationData": entries, **fields})
+def message_bytes(*stations: Any, **fields: Any) -> bytes:
+    """Return a message of these stations (ids, or whatever stands there as an entry) with these other fields."""
+    return telemetry(*stations, **fields)
 
 
 def record(

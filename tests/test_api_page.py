@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PAGE = Path(__file__).parent.parent / "docs" / "api.md"
-LISTED = ("batcher", "embeddings", "kafka", "state", "testing")
+LISTED = ("batcher", "embeddings", "kafka", "state", "testing", "testing.contracts")
 WHOLE = ("abc", "batch", "errors", "events", "testing")
 
 

@@ -20,13 +20,13 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from stationmaster.batcher import Batcher, BatchPolicy, open_batcher
 from stationmaster.embeddings import open_openai_embedder
 from stationmaster.errors import EmbedderError, EmbedderUnavailableError, RowRejectedError
-from tests.http_server import Reply, open_server
+from stationmaster.testing.server import Reply, open_server
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from stationmaster.abc import Vector
-    from tests.http_server import Seen
+    from stationmaster.testing.server import Request
 
 TICK_S = 2**-10  # a millisecond, exact in binary: whole ticks meet
 SLOTS = 4
@@ -232,7 +232,7 @@ async def _bounded(calls: int, seed: int) -> Counter[str]:
         return await weather(calls, seed=seed)
 
 
-def _answer(request: Seen) -> Reply:
+def _answer(request: Request) -> Reply:
     texts = json.loads(request.body)["input"]
     rows = [{"index": index, "embedding": [int(text)]} for index, text in enumerate(texts)]
     return Reply(body=json.dumps({"data": rows, "model": "m"}).encode())

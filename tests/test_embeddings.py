@@ -21,8 +21,9 @@ from stationmaster.errors import (
     RowRejectedError,
 )
 from stationmaster.http_words import MAX_RETRY_AFTER_S
+from stationmaster.testing.server import HANG, RESET, Reply, ScriptedServer, open_server
 
-from .http_server import HANG, RESET, Reply, ScriptedServer, closed_port, open_server
+from .http_server import closed_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

@@ -33,8 +33,7 @@ from stationmaster.errors import (
 from stationmaster.events import EndpointPaused
 from stationmaster.service.log_lines import line_of
 from stationmaster.testing import RecordingObserver, ScriptedEmbedder
-
-from .http_server import HANG, RESET, Reply, ScriptedServer, Seen, open_server
+from stationmaster.testing.server import HANG, RESET, Reply, Request, ScriptedServer, open_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
 KEY = "s3same-0pen-" * 8
 
 
-def vectors(seen: Seen) -> Reply:
+def vectors(seen: Request) -> Reply:
     """Answer like a sound server of either kind."""
     if seen.target.endswith("/info"):
         return Reply(body=b"{}")

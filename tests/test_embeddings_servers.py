@@ -22,8 +22,9 @@ from stationmaster.errors import (
 )
 from stationmaster.events import CallRerouted, EndpointClosed, EndpointOpened
 from stationmaster.testing import RecordingObserver
+from stationmaster.testing.server import HANG, RESET, Reply, Request, ScriptedServer, open_server
 
-from .http_server import HANG, RESET, Reply, ScriptedServer, Seen, closed_port, open_server
+from .http_server import closed_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -35,7 +36,7 @@ def vector_of(text: str) -> list[float]:
     return [float(len(text)), 1.0]
 
 
-def answer(seen: Seen) -> Reply:
+def answer(seen: Request) -> Reply:
     """Be a model server of both kinds."""
     if seen.target == "/info":
         return Reply(body=orjson.dumps({"max_client_batch_size": 4, "max_batch_tokens": 999}))
@@ -193,7 +194,7 @@ async def test_the_connection_is_dropped_after_a_500_and_the_next_call_has_a_new
 
 async def test_a_reset_of_a_kept_connection_is_tried_again_at_the_same_server() -> None:
     async with servers(1) as s:
-        s.servers[0].script.append(attrs.evolve(answer(Seen(**_seen("a"))), end="ambush"))
+        s.servers[0].script.append(attrs.evolve(answer(Request(**_seen("a"))), end="ambush"))
         await s.embed("a")
         await s.embed("b")
         assert s.observer.events == []

@@ -16,8 +16,7 @@ from stationmaster.errors import (
     ProtocolError,
     RowRejectedError,
 )
-
-from .http_server import RESET, Reply, ScriptedServer, Seen, open_server
+from stationmaster.testing.server import RESET, Reply, Request, ScriptedServer, open_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -35,7 +34,7 @@ INFO = {
 }
 
 
-def answer(seen: Seen) -> Reply:
+def answer(seen: Request) -> Reply:
     if (seen.method, seen.target) == ("GET", "/info"):
         return Reply(body=orjson.dumps(INFO))
     assert (seen.method, seen.target) == ("POST", "/embed")

@@ -22,8 +22,9 @@ from stationmaster.http_words import (
     error_text,
     parse_retry_after,
 )
+from stationmaster.testing.server import HANG, RESET, Reply, ScriptedServer, open_server
 
-from .http_server import HANG, RESET, Reply, ScriptedServer, closed_port, open_server, tls_contexts
+from .http_server import closed_port, tls_contexts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

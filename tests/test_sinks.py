@@ -25,9 +25,10 @@ from stationmaster.batch import (
 from stationmaster.http_words import MAX_RETRY_AFTER_S
 from stationmaster.reports import encode_report
 from stationmaster.sinks import open_http_sink
+from stationmaster.testing.server import HANG, RESET, Reply, ScriptedServer, open_server
 from stationmaster.testing.sink import Hang, RecordingSink, Slow
 
-from .http_server import HANG, RESET, Reply, ScriptedServer, closed_port, open_server
+from .http_server import closed_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

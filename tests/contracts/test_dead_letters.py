@@ -1,4 +1,4 @@
-"""What every place for dead letters must do: in memory, on a real SQLite file, and in a topic of a Kafka broker."""
+"""Dead letters in memory, on a real SQLite file, and in a topic of a Kafka broker keep the contract."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import base64
 import json
 import sqlite3
 from contextlib import asynccontextmanager, closing
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import attrs
 import pytest
-import trio
-from trio.testing import assert_checkpoints
 
 from stationmaster.batch import DeadLetter
-from stationmaster.errors import StoreError
 from stationmaster.kafka import KafkaSettings
-from stationmaster.kafka.dead_letters import KafkaDeadLetters, open_kafka_dead_letters
+from stationmaster.kafka.dead_letters import open_kafka_dead_letters
 from stationmaster.state import open_state
 from stationmaster.testing import MemoryDeadLetters
+from stationmaster.testing.contracts import BoundedDeadLettersContract, DeadLettersContract
 from tests.kafka.topics import read_topic
 
 if TYPE_CHECKING:
@@ -28,38 +25,33 @@ if TYPE_CHECKING:
     from stationmaster.abc import DeadLetters
     from tests.kafka_broker import KafkaBroker
 
-MAX_BYTES = 3000
 
+class TestMemoryDeadLetters(BoundedDeadLettersContract):
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[DeadLetters]:
+        self.place = MemoryDeadLetters(max_bytes=self.max_bytes)
+        yield self.place
 
-class Place(Protocol):
-    """Dead letters, and a look behind them."""
-
-    @property
-    def letters(self) -> DeadLetters: ...
-
-    def kept(self) -> list[DeadLetter]: ...
-
-    def clear(self) -> None:
-        """Do what an operator does who has looked at them."""
-
-
-@attrs.frozen
-class InMemory:
-    letters: MemoryDeadLetters
-
-    def kept(self) -> list[DeadLetter]:
-        return self.letters.letters
+    async def kept(self) -> list[DeadLetter]:
+        return self.place.letters
 
     def clear(self) -> None:
-        self.letters.clear()
+        self.place.clear()
 
 
-@attrs.frozen
-class OnDisk:
-    letters: DeadLetters
-    path: Path
+class TestDeadLettersOnDisk(BoundedDeadLettersContract):
+    patience_s = 20.0
 
-    def kept(self) -> list[DeadLetter]:
+    @pytest.fixture(autouse=True)
+    def _path(self, tmp_path: Path) -> None:
+        self.path = tmp_path / "state.sqlite"
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[DeadLetters]:
+        async with open_state(self.path, dead_letters_max_bytes=self.max_bytes) as state:
+            yield state.dead_letters
+
+    async def kept(self) -> list[DeadLetter]:
         query = (
             'SELECT reason, detail, topic, partition, "offset", timestamp_ms, value, batch_id,'
             " headers FROM dead_letters ORDER BY seq"
@@ -85,16 +77,34 @@ class OnDisk:
             db.execute("DELETE FROM dead_letters")
 
 
-@attrs.frozen
-class InTopic:
-    """Without a bound of its own; seen as by a reader who goes by the keys."""
+def _headers(text: str) -> tuple[tuple[str, bytes | None], ...]:
+    return tuple(
+        (name, None if value is None else base64.b64decode(value))
+        for name, value in json.loads(text)
+    )
 
-    letters: KafkaDeadLetters
-    broker: KafkaBroker
 
-    def kept(self) -> list[DeadLetter]:
+class TestDeadLettersInATopic(DeadLettersContract):
+    """Without a bound of their own; seen as by a reader who goes by the keys."""
+
+    patience_s = 20.0
+
+    @pytest.fixture(autouse=True)
+    def _broker(self, kafka_broker: KafkaBroker) -> None:
+        self.broker = kafka_broker
+        self.topic = kafka_broker.create_topic()
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[DeadLetters]:
+        settings = KafkaSettings(
+            bootstrap_servers=self.broker.bootstrap_servers, group_id="g", topics=("air",)
+        )
+        async with open_kafka_dead_letters(settings, topic=self.topic) as letters:
+            yield letters
+
+    async def kept(self) -> list[DeadLetter]:
         seen: dict[bytes | None, DeadLetter] = {}
-        for record in read_topic(self.broker, self.letters.topic):
+        for record in read_topic(self.broker, self.topic):
             headers: list[Any] = list(record.headers() or [])
             facts = {name: value for name, value in headers if name.startswith("stationmaster-")}
 
@@ -114,122 +124,3 @@ class InTopic:
             )
             seen.setdefault(record.key(), kept)
         return list(seen.values())
-
-    def clear(self) -> None:
-        raise NotImplementedError("a topic is emptied by its retention")
-
-
-def _headers(text: str) -> tuple[tuple[str, bytes | None], ...]:
-    return tuple(
-        (name, None if value is None else base64.b64decode(value))
-        for name, value in json.loads(text)
-    )
-
-
-@asynccontextmanager
-async def in_memory(folder: Path, broker: KafkaBroker) -> AsyncIterator[Place]:
-    yield InMemory(MemoryDeadLetters(max_bytes=MAX_BYTES))
-
-
-@asynccontextmanager
-async def on_disk(folder: Path, broker: KafkaBroker) -> AsyncIterator[Place]:
-    path = folder / "state.sqlite"
-    async with open_state(path, dead_letters_max_bytes=MAX_BYTES) as state:
-        yield OnDisk(state.dead_letters, path)
-
-
-@asynccontextmanager
-async def in_topic(folder: Path, broker: KafkaBroker) -> AsyncIterator[Place]:
-    settings = KafkaSettings(
-        bootstrap_servers=broker.bootstrap_servers, group_id="g", topics=("air",)
-    )
-    async with open_kafka_dead_letters(settings, topic=broker.create_topic()) as letters:
-        yield InTopic(letters, broker)
-
-
-@pytest.fixture(params=[in_memory, on_disk, in_topic])
-async def place(
-    request: pytest.FixtureRequest, tmp_path: Path, kafka_broker: KafkaBroker
-) -> AsyncIterator[Place]:
-    with trio.fail_after(20):
-        async with request.param(tmp_path, kafka_broker) as opened:
-            yield opened
-
-
-@pytest.fixture(params=[in_memory, on_disk])
-async def bounded_place(
-    request: pytest.FixtureRequest, tmp_path: Path, kafka_broker: KafkaBroker
-) -> AsyncIterator[Place]:
-    with trio.fail_after(20):
-        async with request.param(tmp_path, kafka_broker) as opened:
-            yield opened
-
-
-def letter(offset: int = 5, **changes: Any) -> DeadLetter:
-    plain: dict[str, Any] = {
-        "reason": "not-json",
-        "detail": "unexpected end",
-        "topic": "air",
-        "partition": 2,
-        "offset": offset,
-        "timestamp_ms": 1_700_000_000_000,
-        "value": b"\x00{",
-    }
-    return DeadLetter(**(plain | changes))
-
-
-async def test_letters_are_kept_whole_and_in_order(place: Place) -> None:
-    letters = [
-        letter(5, headers=(("trace", b"\xff\x00"), ("trace", None))),
-        letter(4, value=None),
-        letter(3, value=b""),
-        letter(3, batch_id="air_2_3_1700000000", reason="rejected-upload"),
-    ]
-    await place.letters.keep(letters)
-    assert place.kept() == letters
-
-
-async def test_a_letter_that_comes_again_is_kept_once(place: Place) -> None:
-    await place.letters.keep([letter(1), letter(2)])
-    await place.letters.keep([letter(2, detail="second thoughts"), letter(3), letter(3)])
-    assert place.kept() == [letter(1), letter(2), letter(3)]
-
-
-async def test_an_offset_with_another_time_is_another_letter(place: Place) -> None:
-    again = letter(1, timestamp_ms=1_800_000_000_000)  # the topic was made anew
-    await place.letters.keep([letter(1), again])
-    assert place.kept() == [letter(1), again]
-
-
-async def test_letters_that_do_not_fit_are_refused_all_together(bounded_place: Place) -> None:
-    await bounded_place.letters.keep([letter(1, value=b"x" * (MAX_BYTES - 200))])
-    with pytest.raises(StoreError, match="full") as caught:
-        await bounded_place.letters.keep([letter(2), letter(3, value=b"x" * 200)])
-    assert caught.value.kind == "full"
-    assert len(bounded_place.kept()) == 1
-    await bounded_place.letters.keep([letter(1, value=b"x" * (MAX_BYTES - 200)), letter(2)])
-    assert len(bounded_place.kept()) == 2
-
-
-async def test_there_is_room_as_soon_as_an_operator_made_some(bounded_place: Place) -> None:
-    await bounded_place.letters.keep([letter(1, value=b"x" * MAX_BYTES)])
-    with pytest.raises(StoreError):
-        await bounded_place.letters.keep([letter(2)])
-    bounded_place.clear()
-    await bounded_place.letters.keep([letter(2)])
-    assert bounded_place.kept() == [letter(2)]
-
-
-async def test_letters_larger_than_the_bound_are_taken_when_nothing_else_is_there(
-    place: Place,
-) -> None:
-    await place.letters.keep([letter(1, value=b"x" * MAX_BYTES), letter(2, value=b"y" * MAX_BYTES)])
-    assert len(place.kept()) == 2
-
-
-async def test_no_letters_are_fine_and_keeping_is_a_checkpoint(place: Place) -> None:
-    with assert_checkpoints():
-        await place.letters.keep([])
-    with assert_checkpoints():
-        await place.letters.keep([letter()])
-    assert place.kept() == [letter()]

@@ -1,8 +1,9 @@
-"""What every outbox must do, and the rows below it: in memory, and on a real SQLite file."""
+"""The rows of an outbox keep the contract, in memory and on a real SQLite file; and so does the outbox above them."""
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -11,22 +12,21 @@ import trio
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 from stationmaster.abc import Accepted, Rejected, TryAgain
-from stationmaster.batch import KeptBatch, OffsetRange
 from stationmaster.errors import StoreError
 from stationmaster.events import OutboxDelivered
 from stationmaster.reports import encode_report
 from stationmaster.state import open_outbox, open_state
 from stationmaster.testing import MemoryDeadLetters, MemoryOutboxRows, RecordingObserver
+from stationmaster.testing.contracts import OutboxRowsContract
 from tests.state.targets import DOWN, Target
 from tests.uploads import report
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from stationmaster.state import OutboxRows, Replay
 
-MAX_BYTES = 3000
+MAX_BYTES = OutboxRowsContract.max_bytes
 
 
 @asynccontextmanager
@@ -47,118 +47,20 @@ async def rows(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
             yield opened
 
 
-async def put(rows: OutboxRows, batch_id: str, *, size: int = 100, **changes: Any) -> None:
-    ranges = (
-        OffsetRange(topic="air", partition=3, first=7, last=9),
-        OffsetRange(topic="air", partition=4, first=1, last=1),
-    )
-    row: dict[str, Any] = {
-        "topic": "air",
-        "ranges": ranges,
-        "kept_at": 50.0,
-        "reason": "down",
-    } | changes
-    await rows.put(batch_id, body=b"x" * size, **row)
+class TestMemoryOutboxRows(OutboxRowsContract):
+    def open(self) -> AbstractAsyncContextManager[OutboxRows]:
+        return in_memory(Path())
 
 
-async def due(rows: OutboxRows, now: float = 1000.0, *, limit: int = 100) -> list[str]:
-    return [row.batch_id for row in await rows.due(now, latest=now + 30, limit=limit)]
+class TestOutboxRowsOnDisk(OutboxRowsContract):
+    patience_s = 20.0
 
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path: Path) -> None:
+        self.folder = tmp_path
 
-# --------------------------------------------------------------------------------------------------------------- rows
-
-
-async def test_a_row_that_was_put_is_held_and_due_at_once(rows: OutboxRows) -> None:
-    await put(rows, "b1")
-    assert rows.holds("b1")
-    assert not rows.holds("b2")
-    assert len(rows) == 1
-    assert await rows.due(0.0, latest=30.0, limit=9) == [
-        KeptBatch(batch_id="b1", topic="air", partition=3, offset=7, kept_at=50.0, attempts=0)
-    ]
-    assert await rows.body("b1") == b"x" * 100
-
-
-async def test_a_row_without_ranges_is_kept_as_well(rows: OutboxRows) -> None:
-    await put(rows, "b1", ranges=())
-    [row] = await rows.due(0.0, latest=30.0, limit=9)
-    assert (row.partition, row.offset) == (-1, -1)
-
-
-async def test_rows_are_due_oldest_first_as_many_as_asked_for(rows: OutboxRows) -> None:
-    for batch_id in ("b3", "b1", "b2"):
-        await put(rows, batch_id)
-    assert await due(rows) == ["b3", "b1", "b2"]
-    assert await due(rows, limit=2) == ["b3", "b1"]
-
-
-async def test_the_first_of_two_rows_with_one_id_stays(rows: OutboxRows) -> None:
-    await put(rows, "b1", size=10)
-    await put(rows, "b1", size=20)
-    assert len(rows) == 1
-    assert await rows.body("b1") == b"x" * 10
-
-
-async def test_a_postponed_row_is_due_at_its_time_and_not_before(rows: OutboxRows) -> None:
-    await put(rows, "b1")
-    await put(rows, "b2")
-    await rows.postpone("b1", until=1010.0, reason="500")
-    assert await due(rows, 1009.0) == ["b2"]
-    assert await due(rows, 1010.0) == ["b2", "b1"]
-    [_, last] = await rows.due(1010.0, latest=1040.0, limit=9)
-    assert last.attempts == 1
-
-
-async def test_rows_that_failed_hold_up_no_row_that_waits_longer(rows: OutboxRows) -> None:
-    for batch_id in ("b1", "b2", "b3"):
-        await put(rows, batch_id)
-    await rows.postpone("b1", until=20.0, reason="500")
-    await rows.postpone("b2", until=10.0, reason="500")
-    assert await due(rows) == ["b3", "b2", "b1"]
-    assert await due(rows, limit=1) == ["b3"]
-
-
-async def test_a_row_that_lies_beyond_any_backoff_is_due(rows: OutboxRows) -> None:
-    await put(rows, "b1")
-    await rows.postpone("b1", until=5000.0, reason="500, before the clock was put back")
-    assert await due(rows, 1000.0) == ["b1"]
-
-
-async def test_a_deleted_row_is_gone_and_gone_twice_is_fine(rows: OutboxRows) -> None:
-    await put(rows, "b1")
-    await rows.delete("b1")
-    await rows.delete("b1")
-    await rows.postpone("b1", until=0.0, reason="")
-    assert not rows.holds("b1")
-    assert len(rows) == 0
-    assert await rows.body("b1") is None
-    assert await due(rows) == []
-
-
-async def test_a_row_is_taken_while_it_fits_and_room_comes_back(rows: OutboxRows) -> None:
-    await put(rows, "b1", size=MAX_BYTES - 100)
-    with pytest.raises(StoreError, match="full") as caught:
-        await put(rows, "b2", size=101)
-    assert caught.value.kind == "full"
-    assert not rows.holds("b2")
-    await put(rows, "b3", size=100)
-    await rows.delete("b1")
-    await put(rows, "b2", size=101)
-    assert await due(rows) == ["b3", "b2"]
-
-
-async def test_a_row_larger_than_the_bound_is_taken_when_nothing_else_is_there(
-    rows: OutboxRows,
-) -> None:
-    await put(rows, "b1", size=10 * MAX_BYTES)
-    assert rows.holds("b1")
-    with pytest.raises(StoreError):
-        await put(rows, "b2", size=1)
-
-
-async def test_nobody_else_wrote(rows: OutboxRows) -> None:
-    await put(rows, "b1")
-    assert not await rows.refresh()
+    def open(self) -> AbstractAsyncContextManager[OutboxRows]:
+        return on_disk(self.folder)
 
 
 # ------------------------------------------------------------------------------------------------------------- outbox
@@ -238,7 +140,9 @@ async def test_a_target_that_takes_some_is_not_down(
 
 async def test_a_put_that_was_refused_is_told_when_room_came(setting: Setting) -> None:
     setting.target.seconds = 0.05
-    await put(setting.rows, "large", size=MAX_BYTES)
+    await setting.rows.put(
+        "large", topic="air", ranges=(), body=b"x" * MAX_BYTES, kept_at=50.0, reason="down"
+    )
     with pytest.raises(StoreError):
         await setting.outbox.put(report("b1"), reason="500")
     while True:

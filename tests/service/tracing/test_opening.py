@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from stationmaster.errors import ConfigError
 from stationmaster.service.config import TracingConfig
 from stationmaster.service.tracing import Untraced, open_tracing
-from tests.http_server import HANG, Reply, ScriptedServer, open_server
+from stationmaster.testing.server import HANG, Reply, ScriptedServer, open_server
 from tests.processes import kafka_config, open_part
 from tests.telemetry import message_bytes
 

@@ -28,7 +28,7 @@ from stationmaster.testing import (
     RecordingSink,
     ScriptedEmbedder,
 )
-from tests.http_server import Reply, open_server
+from stationmaster.testing.server import Reply, open_server
 
 from .traced import (
     SAMPLED,
