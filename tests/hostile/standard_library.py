@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from stationmaster import messages
+from stationmaster.batch import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stationmaster.batch import Message, Refusal
+    from stationmaster.batch import Message
 
 _LARGEST_MANTISSA_DIGITS = 4_000
 
@@ -32,13 +33,15 @@ class StandardJson:
         """Read JSON; ValueError for anything that is none."""
         if value.startswith(b"\xef\xbb\xbf"):
             raise ValueError("a byte order mark")
-        return json.loads(
+        document = json.loads(
             value.decode(),
             parse_int=_integer,
             parse_float=_real,
             parse_constant=_constant,
             object_pairs_hook=_members,
         )
+        _be_whole(document)
+        return document
 
     @staticmethod
     def dumps(value: object) -> bytes:
@@ -89,6 +92,6 @@ def another_library() -> Iterator[None]:
 
 def essence(parsed: Message | Refusal) -> tuple[object, ...]:
     """Return what must be the same with every library: all but the words of a refusal; types of numbers count."""
-    if isinstance(parsed, messages.Refusal):
+    if isinstance(parsed, Refusal):
         return ("refused", parsed.reason)
     return ("accepted", repr(parsed), repr(parsed.fields))
