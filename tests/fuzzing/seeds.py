@@ -91,6 +91,16 @@ _TRACES: Final = (
     b"00-" + b"0" * 32 + b"-" + b"0" * 16 + b"-00",
     b"0" * 256,
 )
+_ROWS: Final = (
+    b'[{"partition":0,"first":7,"last":9}]\0air_0_7_1700000000\0air\0500: down',
+    b'[{"partition":3,"first":0,"last":0},{"partition":1,"first":5,"last":5}]\0air_2f\0air\0',
+    b'{"batchId":"b","ranges":[{"partition":0,"first":7,"last":9}],"results":[]}\0b\0air',
+    b"[]\0b",
+    b"\0\0\0",
+    b'{"ranges":7}',
+    b'[{"partition":null,"first":"7"}]\0b',
+    b"[[0,7,9]]\0b",
+)
 _CONFIG: Final = b"""[source]
 kind = "file"
 [file]
@@ -173,6 +183,7 @@ _MAKERS: Final[dict[str, Callable[[], Maker]]] = {
     "messages": _messages,
     "library": _messages,
     "pipeline": _messages,
+    "outbox": lambda: Maker(_ROWS, (*JSON_WORDS, b"\0", b"'", b"b"), json_spans, b","),
     "timestamps": lambda: Maker(_TIMES, JSON_WORDS, word_spans, b""),
     "traceparent": lambda: Maker(_TRACES, (b"-", b"0", b"\r\n", b"\xff", b"g"), word_spans, b"-"),
     "config": lambda: Maker(_config_seeds(), _TOML_WORDS, line_spans, b"\n"),

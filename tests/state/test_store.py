@@ -191,6 +191,51 @@ async def test_a_retry_by_the_command_line_is_delivered_at_once(path: Path) -> N
             await target.accepted.wait_value(1)
 
 
+HUGE = 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        "",
+        "{",
+        "null",
+        "7",
+        "[[0, 5, 6]]",
+        '["x"]',
+        '[{"partition": null, "first": "5"}]',
+        '[{"partition": 0}]',
+        '[{"partition": 0, "first": 1e400}]',
+        f'[{{"partition": 0, "first": {HUGE + 1}}}]',
+        "[" * 2000,
+    ],
+)
+async def test_a_row_whose_ranges_nobody_understands_is_sent_all_the_same(
+    path: Path, ranges: str
+) -> None:
+    """The body is whole: what is lost is where it came from. It holds up no other, and does not end the service."""
+    target = Target()
+    async with open_state(path) as state:
+        await put(state, "b1")
+        await put(state, "b2")
+        query(path, f"UPDATE outbox SET ranges = '{ranges}' WHERE batch_id = 'b1'")
+        (first, second) = await state.outbox.due(time.time(), latest=2e9, limit=9)
+        assert (first.partition, first.offset) == (-1, -1)
+        assert (second.partition, second.offset) == (0, 5)
+        async with open_outbox(state.outbox, send=target.send, dead_letters=state.dead_letters):
+            with trio.fail_after(10):
+                await target.accepted.wait_value(2)
+
+
+async def test_a_row_that_claims_any_number_of_attempts_can_fail_again(path: Path) -> None:
+    async with open_state(path) as state:
+        await put(state, "b1")
+        query(path, f"UPDATE outbox SET attempts = {HUGE}")
+        await state.outbox.postpone("b1", until=5.0, reason="500")
+        (row,) = await state.outbox.due(time.time(), latest=2e9, limit=9)
+        assert row.attempts > 1_000
+
+
 async def test_a_writer_that_holds_the_file_for_too_long_is_an_error_and_passes(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
