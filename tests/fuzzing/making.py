@@ -88,6 +88,12 @@ class Maker:
         text = self._change_parts(seed, rng) if kind < 16 else seed.text
         return self._change_bytes(text, rng) if kind > 14 else text
 
+    def change(self, text: bytes, rng: Random) -> bytes:
+        """Return an input that is made of another one."""
+        if rng.randrange(4):
+            return self._change_parts(_Seed(text, tuple(self.find_spans(text))), rng)
+        return self._change_bytes(text, rng)
+
     def _change_parts(self, seed: _Seed, rng: Random) -> bytes:
         """Change one to three parts that do not overlap, from the end on: positions before it stay what they are."""
         if not seed.spans:

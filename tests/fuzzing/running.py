@@ -7,7 +7,6 @@ import gc
 import hashlib
 import os
 import signal
-import sys
 import time
 import traceback
 import zlib
@@ -104,7 +103,7 @@ def run_target(
                 tally.verdicts += run(made)
             tally.slowest_s = max(tally.slowest_s, time.perf_counter() - started)
         except Exception:  # whatever it is, it is what this was written to find
-            tally.bugs.append(_keep(target, made, folder=folder, tell=tell))
+            tally.bugs.append(write_bug(target, made, folder=folder, tell=tell))
             tally.verdicts["BUG"] += 1
         before = tally.inputs // tenth
         tally.inputs += len(made)
@@ -148,10 +147,13 @@ def _limited() -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------------------- bugs
 
 
-def _keep(
+def write_bug(
     target: str, inputs: Sequence[bytes], *, folder: Path, tell: Callable[[str], None]
 ) -> Path:
-    """Write down the inputs that show a bug, as few as are needed for it, and how to see it again."""
+    """Write down the inputs that show a bug, as few as are needed for it, and how to see it again.
+
+    Called where its exception is handled.
+    """
     tell(traceback.format_exc())
     needed = _fewest(RUNNERS[target][0], inputs)
     lines = b"".join(base64.b64encode(each) + b"\n" for each in needed)
@@ -196,4 +198,4 @@ def replay(target: str, path: Path) -> Counter[str]:
 
 
 def tell_at_once(line: str) -> None:
-    print(line, flush=True, file=sys.stdout)
+    print(line, flush=True)
