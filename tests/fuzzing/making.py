@@ -23,19 +23,27 @@ _LARGE_EVERY: Final = 1_000
 _MOST_BYTES: Final = 4 * 1024 * 1024
 _JSON_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[][{},:]|[^][{},:"\s]+')
 
-JSON_VALUES: Final = tuple(
-    b'null true false 0 -0 -0.0 1e-400 18446744073709551615 -9223372036854775808 0.1 1e16 1E+2 7 "" " " "S1" "S2"'
-    b' "\\u0000" "\\ud83d\\ude00" "\xe2\x80\xa8" "\xc3\xa9" "\\\\" "\\n" "]" "[[[[" [] {} [[]] {"":{}} {"a":1,"a":2}'
-    b' {"stationId":"S2"} {"stationId":null} {"stationId":"S\\n"} {"stationId":"S5","stationId":7} "stationId"'
-    b' "2024-01-01T00:00:00Z" "0001-01-01T00:00:00+23:59" "9999-12-31T23:59:59-23:59" "2016-12-31T23:59:60Z"'
-    b' 253402300800000 -62135596800001 1700000000000 "__class__" {"__proto__":[]}'.split(b" ")
-) + (b'"%b"' % (b"x" * 200), b"1e" + b"0" * 40, b"0." + b"3" * 100)
-_JSON_SIGNS: Final = tuple(
-    b"[ ] { } , : \" \\ NaN Infinity 1e400 -1e999 18446744073709551616 -9223372036854775809 01 .5 1. /**/ tru '"
-    b' "\\ud800" "\\udc00\\ud800" "\xff" "\xed\xa0\x80" "\n" "\\x" "\\u00" \xef\xbb\xbf \xc0 \0'.split(
-        b" "
-    )
-) + (b"9" * 400, b"[" * 40, b"]" * 40)
+JSON_VALUES: Final = (
+    *(
+        b'null true false 0 -0 -0.0 1e-400 18446744073709551615 -9223372036854775808 0.1 1e16 1E+2 7 "" " " "S1" "S2"'
+        b' "\\u0000" "\\ud83d\\ude00" "\xe2\x80\xa8" "\xc3\xa9" "\\\\" "\\n" "]" "[[[[" [] {} [[]] {"":{}} {"a":1}'
+        b' {"stationId":"S2"} {"stationId":null} {"stationId":"S\\n"} {"stationId":"S5","stationId":7} "stationId"'
+        b' "2024-01-01T00:00:00Z" "0001-01-01T00:00:00+23:59" "9999-12-31T23:59:59-23:59" "2016-12-31T23:59:60Z"'
+        b' 253402300800000 -62135596800001 1700000000000 "__class__" {"__proto__":[]}'
+    ).split(b" "),
+    b'"%b"' % (b"x" * 200),
+    b"1e" + b"0" * 40,
+    b"0." + b"3" * 100,
+)
+_JSON_SIGNS: Final = (
+    *(
+        b"[ ] { } , : \" \\ NaN Infinity 1e400 -1e999 18446744073709551616 -9223372036854775809 01 .5 1. /**/ nul '"
+        b' "\\ud800" "\\udc00\\ud800" "\xff" "\xed\xa0\x80" "\n" "\\x" "\\u00" \xef\xbb\xbf \xc0 \0'
+    ).split(b" "),
+    b"9" * 400,
+    b"[" * 40,
+    b"]" * 40,
+)
 JSON_WORDS: Final = (*JSON_VALUES * 4, *_JSON_SIGNS)
 _MEMBERS: Final = (
     b'"stationId":',

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import struct
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
+from stationmaster.reports import encode_report
 from stationmaster.service.config_schema import TABLES
 from tests.fuzzing.making import JSON_WORDS, Maker, json_spans, line_spans, word_spans
 from tests.fuzzing.targets import SECRET
 from tests.hostile.corpus import CORPUS, MEBIBYTE, TRACE
+from tests.uploads import report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _TELEMETRY: Final = (
     b'{"stationData":[{"stationId":"S1","pm25":12.5,"no2":null},{"stationId":"S2","pm25":7}],"timestamp":1700000000000}',
-    b'{"timestamp":"2024-01-01T00:00:00Z","topic":"air","unit":"ug/m3","stationData":[{"stationId":"S1","x":[1,2,3]},'
-    b'{"stationId":"S3","x":{"a":{"b":"\xc3\xa9"}}},{"stationId":"S3","ok":true}]}',
+    b'{"timestamp":"2024-01-01T00:00:00Z","topic":"air","unit":"ug/m3","stationData":[{"stationId":"S1","x":[1,2]}]}',
+    b'{"stationData":[{"stationId":"S3","x":{"a":{"b":"\xc3\xa9"}}},{"stationId":"S3","ok":true}],"timestamp":null}',
     b'{"stationData":[{"stationId":"S4","name":"B\\u00e4ren","at":"2024-01-01"}],"meta":{"source":{"id":7}}}',
 )
 _NUMBERS: Final = base64.b64encode(struct.pack("<4f", 1.0, -2.5, 0.0, 3e38))
@@ -135,11 +138,19 @@ path = "state.db"
 [upload]
 url = "https://target/batches?key=x"
 \0batch.deadline_s=1e400\0stations.options={a=[1,{b=2}]}"""
-_TOML_WORDS: Final = tuple(
-    b"0 -1 1e400 nan inf -inf 9223372036854775808 true false \"\" '' [] {} 1979-05-27 07:32:00 1979-05-27T07:32:00Z"
-    b' "\\u0000" "\\ud800" \xff [[topic]] [batch] [""] a.b.c=1 = \\ """ # \r http://[::1 0x1F 1_000 "a:99999"'
-    b" ${x} password secret sasl.password 5.0 0.5 1 100000".split(b" ")
-) + (b"9" * 5_000, b"\n", b"\0", b"[" * 500, b"{a=" * 300, b"\0batch.quorum=")
+_TOML_WORDS: Final = (
+    *(
+        b"0 -1 1e400 nan inf -inf 9223372036854775808 true false \"\" '' [] {} 1979-05-27 07:32:00 1979-05-27T07:32:00Z"
+        b' "\\u0000" "\\ud800" \xff [[topic]] [batch] [""] a.b.c=1 = \\ """ # \r http://[::1 0x1F 1_000 "a:99999"'
+        b" ${x} password secret sasl.password 5.0 0.5 1 100000"
+    ).split(b" "),
+    b"9" * 5_000,
+    b"\n",
+    b"\0",
+    b"[" * 500,
+    b"{a=" * 300,
+    b"\0batch.quorum=",
+)
 
 
 def _http_seeds() -> list[bytes]:
@@ -173,6 +184,17 @@ def _config_seeds() -> list[bytes]:
     ]
 
 
+def _uploads() -> list[bytes]:
+    body = encode_report(report("b"))
+    return [
+        b"\nb\n" + body,
+        b"identity\n%62\n" + body,
+        b"gzip\nb\n" + gzip.compress(body, mtime=0),
+        b"gzip\nb\n" + gzip.compress(b" " * 100_000, mtime=0),
+        b"br\nb\n",
+    ]
+
+
 def _messages() -> Maker:
     seeds = [case.value for case in CORPUS if case.value and len(case.value) <= 2 * MEBIBYTE]
     # Most of the corpus is refused at the first look: what is sound comes in often enough to be broken itself.
@@ -184,6 +206,7 @@ _MAKERS: Final[dict[str, Callable[[], Maker]]] = {
     "library": _messages,
     "pipeline": _messages,
     "outbox": lambda: Maker(_ROWS, (*JSON_WORDS, b"\0", b"'", b"b"), json_spans, b","),
+    "uploads": lambda: Maker(_uploads(), (*JSON_WORDS, b"\n"), json_spans, b","),
     "timestamps": lambda: Maker(_TIMES, JSON_WORDS, word_spans, b""),
     "traceparent": lambda: Maker(_TRACES, (b"-", b"0", b"\r\n", b"\xff", b"g"), word_spans, b"-"),
     "config": lambda: Maker(_config_seeds(), _TOML_WORDS, line_spans, b"\n"),

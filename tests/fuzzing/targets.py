@@ -18,7 +18,8 @@ from stationmaster.batch import Message, Record, Refusal
 from stationmaster.embeddings.answers import read_openai_answer, read_tei_answer
 from stationmaster.embeddings.server import ModelServer
 from stationmaster.embeddings.tei import _read_budget
-from stationmaster.errors import ConfigError, EmbedderBusyError, EmbedderError, ProtocolError
+from stationmaster.errors import ConfigError, EmbedderBusyError, ProtocolError
+from stationmaster.files import _own_timestamp_ms
 from stationmaster.http import HttpAnswer, HttpClient
 from stationmaster.http_words import (
     ERROR_TEXT_CHARS,
@@ -30,12 +31,13 @@ from stationmaster.messages import Limits, parse_in_steps, parse_message, parse_
 from stationmaster.service.config_reading import load_config
 from stationmaster.service.config_rendering import render
 from stationmaster.service.tracing.spans import _contexts_of
+from stationmaster.service.upload_form import RefusedUploadError, read_upload
 from stationmaster.sinks import HttpSink
 from tests.hostile.corpus import ENTRY_REASONS, REASONS, RECORD_MS
 from tests.hostile.standard_library import another_library, essence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from stationmaster.abc import Vector
     from stationmaster.service.config import Config
@@ -149,6 +151,8 @@ def timestamps(data: bytes) -> str:
         number = None
     also = parse_timestamp(number)
     assert also is None or also.utcoffset() is not None
+    line = b'{"timestamp":%b}' % data
+    assert isinstance(_own_timestamp_ms(line), int)  # of a line in a file: it has no record's time
     for one in (found, also):
         if one is not None:  # a batch's time is compared, hashed and written
             assert hash(one) == hash(one + (one - one))
@@ -188,14 +192,18 @@ def config(data: bytes) -> str:
     try:
         loaded = _load(file, *overrides)
     except ConfigError as error:
-        assert 0 < len(error.faults) < 2_000
-        for fault in error.faults:
-            assert fault.isprintable(), fault
-            assert "; expected " in fault, fault
+        _check_faults(error.faults)
         return "refused"
     text = render(loaded)
     assert _told(render(_load(text.encode()))) == _told(text)
     return "a configuration"
+
+
+def _check_faults(faults: Sequence[str]) -> None:
+    assert 0 < len(faults) < 2_000
+    for fault in faults:
+        assert fault.isprintable(), fault
+        assert "; expected " in fault, fault
 
 
 def _told(text: str) -> list[str]:
@@ -316,6 +324,28 @@ def retry_after(data: bytes) -> str:
     return "none" if seconds is None else "seconds"
 
 
+def uploads(data: bytes) -> str:
+    """Read an upload as the receiver does: a line with the encoding, a line with the key, the body."""
+    encoding, _, rest = data.partition(b"\n")
+    key, _, raw = rest.partition(b"\n")
+    try:
+        upload = read_upload(raw, encoding=encoding.decode("latin-1"), key=key.decode("latin-1"))
+    except RefusedUploadError as error:
+        return _checked_status(error)
+    assert orjson.loads(upload.body)["batchId"] == upload.batch_id
+    for partition, first, last in upload.ranges:
+        assert partition >= 0
+        assert 0 <= first <= last
+    assert all(type(station_id) is str for station_id in upload.station_ids)
+    return "an upload"
+
+
+def _checked_status(error: RefusedUploadError) -> str:
+    assert error.status in {400, 413, 415}
+    assert 0 < len(str(error)) < _MOST_WORDS, error
+    return str(error.status)
+
+
 TARGETS: Final[dict[str, Callable[[bytes], str]]] = {
     target.__name__.replace("_", "-"): target
     for target in (
@@ -327,5 +357,6 @@ TARGETS: Final[dict[str, Callable[[bytes], str]]] = {
         answers,
         sinks,
         retry_after,
+        uploads,
     )
 }

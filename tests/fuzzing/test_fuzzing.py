@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stationmaster.batch import Message, Record
+from stationmaster.batch import Message, OffsetRange, Record
 from stationmaster.messages import Limits, parse_message
 from stationmaster.state.outbox import _beginning
 from tests.fuzzing import pipeline, running, targets
+from tests.fuzzing.__main__ import main
 from tests.fuzzing.making import json_spans, line_spans, word_spans
 from tests.fuzzing.outbox import run_outbox
 from tests.fuzzing.running import RUNNERS, make_inputs, replay, run_target
@@ -33,6 +35,7 @@ SHORT = {
     "answers": 4_000,
     "sinks": 4_000,
     "retry-after": 4_000,
+    "uploads": 4_000,
     "outbox": 100,
     "pipeline": 2_000,
 }
@@ -46,6 +49,7 @@ INTERESTING = {
     "answers": {"vectors", "limits", "refused", "EmbedderBusyError", "RowRejectedError"},
     "sinks": {"Accepted", "Rejected", "TryAgain", "Unavailable"},
     "retry-after": {"seconds", "none"},
+    "uploads": {"an upload", "400", "415"},
     "outbox": {"accepted", "rejected"},
     "pipeline": {"uploaded", "rejected-upload", "not-json", "not-utf8", "no-valid-entry"},
 }
@@ -104,7 +108,7 @@ def _broken(inputs: list[bytes]) -> Any:
     """Fail like a reader with a bug that takes two inputs to show."""
     if {b"7", b"12"} <= set(inputs):
         raise IndexError("a bug")
-    return running.Counter(fine=len(inputs))
+    return Counter(fine=len(inputs))
 
 
 def test_a_bug_is_written_down_with_the_fewest_inputs_and_shown_again(
@@ -148,7 +152,7 @@ def test_the_pipelines_books_do_not_balance_when_a_message_is_lost(
     async def lose(self: Any, record: Record, refusal: Any) -> None:
         if record.offset == 3:
             self._account(
-                letters.OffsetRange(
+                OffsetRange(
                     topic=record.topic,
                     partition=record.partition,
                     first=3,
@@ -172,29 +176,56 @@ def test_the_whole_corpus_passes_the_pipeline_and_its_books_balance() -> None:
     assert ends["uploaded"] > 50
 
 
-@pytest.mark.once
-def test_the_command_runs_tells_its_memory_and_fails_for_a_bug(tmp_path: Path) -> None:
-    def command(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "tests.fuzzing", "--folder", str(tmp_path), *words],
-            check=False,
-            capture_output=True,
-            text=True,
-            cwd=Path(__file__).parents[2],
-            timeout=60,
-        )
+def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["fuzzing", *map(str, words)])
+    return main()
 
-    fine = command("--inputs", "500", "--target", "retry-after", "--target", "sinks")
+
+def test_the_command_fails_for_a_bug_and_for_memory_that_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--inputs", 20, "--target", "retry-after", "--folder", tmp_path]
+    assert command(monkeypatch, *words) == 0
+    with monkeypatch.context() as changed:
+        changed.setattr(running, "GROWTH_BYTES", -1)
+        assert command(monkeypatch, *words) == 1
+    monkeypatch.setitem(RUNNERS, "retry-after", (_always_broken, 20))
+    assert command(monkeypatch, *words) == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def _always_broken(inputs: list[bytes]) -> Any:
+    raise IndexError("a bug")
+
+
+def test_the_command_shows_again_what_a_file_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "no.b64").write_bytes(b"MTIw\n")
+    words = ["--target", "retry-after", "--file", tmp_path / "no.b64"]
+    assert command(monkeypatch, *words) == 0
+    assert "no bug: {'seconds': 1}" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command(monkeypatch, "--file", tmp_path / "no.b64")
+    with pytest.raises(SystemExit):
+        command(monkeypatch, "--help")
+    assert "--engine" in capsys.readouterr().out
+
+
+@pytest.mark.once
+def test_the_command_runs_by_itself_and_tells_its_memory(tmp_path: Path) -> None:
+    words = ["--inputs", "1000", "--target", "retry-after", "--target", "sinks"]
+    fine = subprocess.run(
+        [sys.executable, "-m", "tests.fuzzing", "--folder", str(tmp_path), *words],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=60,
+    )
     assert fine.returncode == 0, fine.stdout + fine.stderr
     assert fine.stdout.count(" 50 %, ") == 2
-    assert "1000 inputs, 0 bugs, memory flat" in fine.stdout
-    assert "--engine" in command("--help").stdout
-    assert command("--file", "x").returncode == 2
-    (tmp_path / "no.b64").write_bytes(b"MTIw\n")
-    assert (
-        "no bug: {'seconds': 1}"
-        in command("--target", "retry-after", "--file", str(tmp_path / "no.b64")).stdout
-    )
+    assert "2000 inputs, 0 bugs, memory flat" in fine.stdout
 
 
 # ---------------------------------------------------------------------------------------------------------- hypothesis
@@ -298,7 +329,7 @@ def test_whatever_a_row_says_of_its_ranges_it_begins_somewhere_that_sqlite_can_h
     tree: Any,
 ) -> None:
     partition, offset = _beginning(json.dumps(tree))
-    assert -(2**63) <= min(partition, offset)
+    assert min(partition, offset) >= -(2**63)
     assert max(partition, offset) < 2**63
 
 
