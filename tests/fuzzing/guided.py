@@ -43,7 +43,7 @@ def run_guided(target: str, *, seconds: int, seed: int, folder: Path) -> int:
         The exit code: 0 without a bug.
     """
     if importlib.util.find_spec("atheris") is None:
-        tell_at_once("atheris is not installed: pip install --group fuzz (Python 3.11 to 3.13)")
+        tell_at_once("atheris is not installed: pip install --group fuzz (pip 25.1 or later)")
         return 2
     with tempfile.TemporaryDirectory() as corpus:
         for number, data in enumerate(make_inputs(target, seed, 0, _FIRST_INPUTS)):

@@ -377,6 +377,38 @@ async def test_a_damaged_page_is_found_when_opening_and_the_log_goes_with_its_fi
         assert aside_log.read() == last
 
 
+NO_TEXT = "CAST(x'62ff31' AS TEXT)"
+"""A bit that flipped: SQLite's own check looks at its pages, not at what stands in them."""
+
+
+@pytest.mark.parametrize("column", ["batch_id", "topic", "ranges", "last_error"])
+async def test_text_of_the_outbox_that_is_none_is_damage_and_found_when_opening(
+    path: Path, column: str
+) -> None:
+    async with open_state(path) as state:
+        await put(state, "b1")
+    query(path, f"UPDATE outbox SET {column} = {NO_TEXT}")
+    assert "UTF-8" in (await moved_aside(path)).reason
+
+
+async def test_text_of_a_dead_letter_that_is_none_is_damage_and_found_when_opening(
+    path: Path,
+) -> None:
+    async with open_state(path) as state:
+        await state.dead_letters.keep([letter(1)])
+    query(path, f"UPDATE dead_letters SET headers = {NO_TEXT}")
+    assert "UTF-8" in (await moved_aside(path)).reason
+
+
+async def test_text_that_is_none_is_an_error_of_the_disk_while_running(path: Path) -> None:
+    async with open_state(path) as state:
+        await put(state, "b1")
+        query(path, f"UPDATE outbox SET topic = {NO_TEXT}")
+        with pytest.raises(StoreError, match="is damaged") as caught:
+            await state.outbox.due(time.time(), latest=2e9, limit=9)
+        assert caught.value.kind == "disk-error"
+
+
 async def test_a_log_without_its_file_is_moved_aside_not_deleted(path: Path) -> None:
     log = path.with_name("state.sqlite-wal")
     log.write_bytes(b"rows that were committed")
