@@ -186,11 +186,15 @@ def traceparent(data: bytes) -> str:
 
 
 def config(data: bytes) -> str:
-    """Read a configuration: a file, and overrides behind zero bytes."""
+    """Read a configuration: a file; behind zero bytes overrides, of command line and environment in turn."""
     file, *rest = data.split(b"\0")
-    overrides = [each.decode("utf-8", "surrogateescape") for each in rest]
+    texts = [each.decode("utf-8", "surrogateescape") for each in rest]
+    environ: dict[str, str] = {}
+    for text in texts[1::2]:
+        dotted, _, value = text.partition("=")
+        environ["STATIONMASTER_" + dotted.upper().replace(".", "__", 1)] = value
     try:
-        loaded = _load(file, *overrides)
+        loaded = _load(file, *texts[::2], **environ)
     except ConfigError as error:
         _check_faults(error.faults)
         return "refused"
@@ -216,12 +220,14 @@ def _memory_file() -> int:
     return os.memfd_create("stationmaster.toml")
 
 
-def _load(raw: bytes, *overrides: str) -> Config:
+def _load(raw: bytes, *overrides: str, **environ: str) -> Config:
     file = _memory_file()
     os.ftruncate(file, 0)
     os.pwrite(file, raw, 0)
     # Files of secrets are not read: a fuzzed name may be any file of this machine.
-    return load_config(f"/proc/self/fd/{file}", overrides=overrides, environ={}, read_secrets=False)
+    return load_config(
+        f"/proc/self/fd/{file}", overrides=overrides, environ=environ, read_secrets=False
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- answers

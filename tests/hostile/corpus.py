@@ -1,7 +1,7 @@
 """The corpus: what a broken, careless or malicious producer may put into a topic, and what must become of it.
 
 Each case is refused for one reason of `stationmaster.messages`, or accepted with exactly these stations. Values are
-built by expressions: the corpus is a few hundred lines, its bytes are some twenty megabytes.
+built by expressions: the corpus is a few hundred lines, its bytes are some 25 megabytes.
 """
 
 from __future__ import annotations
