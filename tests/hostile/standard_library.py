@@ -2,6 +2,15 @@
 
 `StandardJson` has what `stationmaster.messages` uses of orjson, with the same contract (RFC 8259 and nothing else, all
 numbers finite, all texts whole), kept by other means. It is as slow as it is plain.
+
+What JSON libraries differ in, and who decides it here:
+
+    nesting                  the parser, from the bytes, before anything is read
+    integers beyond 64 bits  the parser: a scan of the bytes; a library may read them, make reals of them, or refuse
+    NaN, 1e400, a byte order mark, half a character    a library must refuse them, and the parser says which it was; half a
+                             character also where a later key hides it
+    equal keys               the last one counts, in both; RFC 8259 leaves it open, so the corpus holds it
+    how long a real number is as text    the library: `Limits.readings_bytes` is exact but for two characters a number
 """
 
 from __future__ import annotations
