@@ -7,10 +7,10 @@ What JSON libraries differ in, and who decides it here:
 
     nesting                  the parser, from the bytes, before anything is read
     integers beyond 64 bits  the parser: a scan of the bytes; a library may read them, make reals of them, or refuse
-    NaN, 1e400, a byte order mark, half a character    a library must refuse them, and the parser says which it was; half a
-                             character also where a later key hides it
+    NaN, 1e400, a mark of    a library must refuse them, and the parser says which it was; half a character also where a
+    byte order, half a char  later key hides it
     equal keys               the last one counts, in both; RFC 8259 leaves it open, so the corpus holds it
-    how long a real number is as text    the library: `Limits.readings_bytes` is exact but for two characters a number
+    texts of real numbers    the library: `Limits.readings_bytes` is exact but for two characters a number
 """
 
 from __future__ import annotations
