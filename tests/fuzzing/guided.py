@@ -45,12 +45,14 @@ def run_guided(target: str, *, seconds: int, seed: int, folder: Path) -> int:
     if importlib.util.find_spec("atheris") is None:
         tell_at_once("atheris is not installed: pip install --group fuzz (pip 25.1 or later)")
         return 2
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as corpus:
         for number, data in enumerate(make_inputs(target, seed, 0, _FIRST_INPUTS)):
             (Path(corpus) / f"seed-{number}").write_bytes(data[:_LARGEST_INPUT])
         command = [sys.executable, "-m", "tests.fuzzing.guided", target, str(folder), corpus]
         command += [f"-max_total_time={seconds}", f"-seed={seed}", f"-max_len={_LARGEST_INPUT}"]
         command += ["-timeout=20", "-rss_limit_mb=2048", "-print_final_stats=1"]
+        command += [f"-artifact_prefix={folder}/"]
         return subprocess.run(command, check=False).returncode
 
 
