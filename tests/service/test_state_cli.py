@@ -98,7 +98,10 @@ def operator(
 # ------------------------------------------------------------------------------------------------------------- outbox
 
 
-@pytest.mark.parametrize("ranges", ["", "{", "7", "[[0, 1]]", '[{"partition": 0}]'])
+BEYOND_64_BITS = '[{"partition": 0, "first": 7, "last": 18446744073709551616}]'
+
+
+@pytest.mark.parametrize("ranges", ["", "{", "7", "[[0, 1]]", '[{"partition": 0}]', BEYOND_64_BITS])
 @pytest.mark.parametrize("time", [-1e300, 1e300, float("inf")])
 def test_a_row_that_nobody_understands_is_shown_as_far_as_it_can_be(
     operator: Operator, ranges: str, time: float

@@ -155,12 +155,14 @@ def _outbox_facts(row: OutboxRow) -> dict[str, object]:
 def _read_ranges(ranges: str) -> list[dict[str, int]] | None:
     """Return what a row says it covers; None if that is not in our words."""
     try:
-        return [
-            {name: int(one[name]) for name in ("partition", "first", "last")}
+        read = [
+            {name: one[name] for name in ("partition", "first", "last")}
             for one in orjson.loads(ranges)
         ]
     except (ValueError, TypeError, KeyError):
         return None
+    whole = all(type(number) is int for one in read for number in one.values())
+    return read if whole else None
 
 
 def _short_ranges(ranges: str) -> str:
