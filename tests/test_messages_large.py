@@ -43,3 +43,12 @@ def test_the_id_of_a_station_is_no_part_of_its_reading_in_a_large_message_either
     compact = len(b'{"x":"' + b"y" * 100 + b'"}')
     accepted(message_bytes(*[entry] * 2), readings_bytes=compact)
     assert refused(message_bytes(*[entry] * 2), readings_bytes=compact - 1) == "no-valid-entry"
+
+
+@pytest.mark.parametrize("neighbour", [b'{"stationId":"S2"}', b"7"])
+def test_readings_that_grow_when_they_are_written_are_judged_alike_whatever_their_neighbours(
+    neighbour: bytes,
+) -> None:
+    """A real number may take ten characters more as compact JSON; a small message is not measured at all."""
+    value = b'{"stationData":[{"stationId":"S1","x":[%b1]},%b]}' % (b"1e9," * 10_000, neighbour)
+    assert "S1" in accepted(value).station_ids

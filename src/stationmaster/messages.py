@@ -21,7 +21,8 @@ station-id-too-long, station-id-not-printable, readings-too-large. An empty `sta
 
 The outcome does not depend on the JSON library: orjson reads, but it turns integers beyond 64 bits into floats
 without a word, so a scan of the bytes sends every suspicious text through the standard library first. What orjson
-refuses (an exponent too large, half a character, anything that is no JSON) goes there second, for its reason.
+refuses (an exponent too large, half a character, anything that is no JSON) goes there second, for its reason. What is
+left to it is the size of a reading: real numbers have no one shortest text, libraries differ by a character or two.
 
 A large message is read in steps, so that others have their turn between them (`parse_in_steps`). What the JSON library
 does is one of them: about 2.5 ms for 10,000 stations. So is whatever it refuses, or is suspicious: tens of milliseconds
@@ -166,7 +167,7 @@ def parse_in_steps(record: Record, limits: Limits, *, follows: int | None = None
         some = entries[first : first + _SLICE]
         ids = _ids_if_all_are_good(some, limits, most_bytes)
         if ids is None:
-            ids, some = _sort_entries(some, first, limits, bad)
+            ids, some = _sort_entries(some, first, limits, most_bytes, bad)
         for entry in some:
             del entry["stationId"]
         station_ids += ids
@@ -239,13 +240,13 @@ def _ids_if_all_are_good(
 
 
 def _sort_entries(
-    entries: list[Any], first: int, limits: Limits, bad: list[BadEntry]
+    entries: list[Any], first: int, limits: Limits, most_bytes: int | None, bad: list[BadEntry]
 ) -> tuple[list[str], list[Any]]:
     """Judge entries, counted from `first`: return the ids and the entries of the good ones, and add to the `bad`."""
     ids: list[str] = []
     good: list[Any] = []
     for index, entry in enumerate(entries, first):
-        reason = _why_bad(entry, limits)
+        reason = _why_bad(entry, limits, most_bytes)
         if reason is None:
             ids.append(entry["stationId"])
             good.append(entry)
@@ -254,14 +255,15 @@ def _sort_entries(
     return ids, good
 
 
-def _why_bad(entry: object, limits: Limits) -> str | None:
+def _why_bad(entry: object, limits: Limits, most_bytes: int | None) -> str | None:
     if type(entry) is not dict:
         return "not-an-object"
     if (reason := why_bad_id(entry.get("stationId"), limits)) is not None:
         return reason
-    reading = {name: value for name, value in entry.items() if name != "stationId"}
-    if len(orjson.dumps(reading)) > limits.readings_bytes:
-        return "readings-too-large"
+    if most_bytes is not None:
+        reading = {name: value for name, value in entry.items() if name != "stationId"}
+        if len(orjson.dumps(reading)) > most_bytes:
+            return "readings-too-large"
     return None
 
 
@@ -308,7 +310,13 @@ def _judge(value: bytes) -> Refusal | None:
     except UnicodeDecodeError as error:
         return Refusal(reason="not-utf8", detail=f"byte {error.start}: {error.reason}")
     try:
-        document = json.loads(text, parse_int=_int64, parse_float=_finite, parse_constant=_constant)
+        document = json.loads(
+            text,
+            parse_int=_int64,
+            parse_float=_finite,
+            parse_constant=_constant,
+            object_pairs_hook=list,  # of all pairs: what a later key hides must be whole as well
+        )
         json.dumps(document, ensure_ascii=False).encode()
     except _OutOfRangeError as error:
         return Refusal(reason="number-out-of-range", detail=str(error))

@@ -98,6 +98,27 @@ def operator(
 # ------------------------------------------------------------------------------------------------------------- outbox
 
 
+BEYOND_64_BITS = '[{"partition": 0, "first": 7, "last": 18446744073709551616}]'
+
+
+@pytest.mark.parametrize("ranges", ["", "{", "7", "[[0, 1]]", '[{"partition": 0}]', BEYOND_64_BITS])
+@pytest.mark.parametrize("time", [-1e300, 1e300, float("inf")])
+def test_a_row_that_nobody_understands_is_shown_as_far_as_it_can_be(
+    operator: Operator, ranges: str, time: float
+) -> None:
+    with connect(operator.state) as db:
+        add_batch(db, "b-1", ranges=ranges, kept_at=time, next_try=time)
+        add_batch(db, "b-2")
+
+    assert operator.runs("outbox", "list") == EXIT_OK
+    assert "b-1" in operator.out
+    assert "0:1-2" in operator.out
+    assert operator.runs("outbox", "list", "--json") == EXIT_OK
+    assert [line["batchId"] for line in operator.lines] == ["b-1", "b-2"]
+    assert operator.runs("outbox", "export") == EXIT_OK
+    assert [line["batchId"] for line in operator.lines] == ["b-1", "b-2"]
+
+
 @pytest.mark.parametrize("command", ["outbox list", "outbox retry", "dead-letters list"])
 def test_who_may_not_read_the_services_secrets_can_look_at_its_state(
     operator: Operator, command: str

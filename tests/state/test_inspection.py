@@ -263,9 +263,12 @@ def test_a_rejected_upload_moves_into_the_outbox(path: Path) -> None:
         assert state.body(row.seq) == body
 
 
-def test_a_body_without_ranges_keeps_what_its_letter_knows(path: Path) -> None:
+@pytest.mark.parametrize(
+    "body", [b"no JSON", b"[]", b"{}", b'{"ranges":%b}' % (b"[" * 300 + b"]" * 300)]
+)
+def test_a_body_without_ranges_keeps_what_its_letter_knows(path: Path, body: bytes) -> None:
     with connect(path) as db:
-        add_letter(db, offset=7, partition=2, batch_id="b-1", value=b"no JSON")
+        add_letter(db, offset=7, partition=2, batch_id="b-1", value=body)
 
     with open_state_file(path, writable=True) as state:
         assert state.move_to_outbox(1, max_bytes=1000) is Move.DONE

@@ -191,6 +191,51 @@ async def test_a_retry_by_the_command_line_is_delivered_at_once(path: Path) -> N
             await target.accepted.wait_value(1)
 
 
+HUGE = 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        "",
+        "{",
+        "null",
+        "7",
+        "[[0, 5, 6]]",
+        '["x"]',
+        '[{"partition": null, "first": "5"}]',
+        '[{"partition": 0}]',
+        '[{"partition": 0, "first": 1e400}]',
+        f'[{{"partition": 0, "first": {HUGE + 1}}}]',
+        "[" * 2000,
+    ],
+)
+async def test_a_row_whose_ranges_nobody_understands_is_sent_all_the_same(
+    path: Path, ranges: str
+) -> None:
+    """The body is whole: what is lost is where it came from. It holds up no other, and does not end the service."""
+    target = Target()
+    async with open_state(path) as state:
+        await put(state, "b1")
+        await put(state, "b2")
+        query(path, f"UPDATE outbox SET ranges = '{ranges}' WHERE batch_id = 'b1'")
+        (first, second) = await state.outbox.due(time.time(), latest=2e9, limit=9)
+        assert (first.partition, first.offset) == (-1, -1)
+        assert (second.partition, second.offset) == (0, 5)
+        async with open_outbox(state.outbox, send=target.send, dead_letters=state.dead_letters):
+            with trio.fail_after(10):
+                await target.accepted.wait_value(2)
+
+
+async def test_a_row_that_claims_any_number_of_attempts_can_fail_again(path: Path) -> None:
+    async with open_state(path) as state:
+        await put(state, "b1")
+        query(path, f"UPDATE outbox SET attempts = {HUGE}")
+        await state.outbox.postpone("b1", until=5.0, reason="500")
+        (row,) = await state.outbox.due(time.time(), latest=2e9, limit=9)
+        assert row.attempts > 1_000
+
+
 async def test_a_writer_that_holds_the_file_for_too_long_is_an_error_and_passes(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,6 +375,38 @@ async def test_a_damaged_page_is_found_when_opening_and_the_log_goes_with_its_fi
     with open(moved.moved_to, "rb") as aside, open(moved.moved_to + "-wal", "rb") as aside_log:
         assert aside.read() == bytes(content)
         assert aside_log.read() == last
+
+
+NO_TEXT = "CAST(x'62ff31' AS TEXT)"
+"""A bit that flipped: SQLite's own check looks at its pages, not at what stands in them."""
+
+
+@pytest.mark.parametrize("column", ["batch_id", "topic", "ranges", "last_error"])
+async def test_text_of_the_outbox_that_is_none_is_damage_and_found_when_opening(
+    path: Path, column: str
+) -> None:
+    async with open_state(path) as state:
+        await put(state, "b1")
+    query(path, f"UPDATE outbox SET {column} = {NO_TEXT}")
+    assert "UTF-8" in (await moved_aside(path)).reason
+
+
+async def test_text_of_a_dead_letter_that_is_none_is_damage_and_found_when_opening(
+    path: Path,
+) -> None:
+    async with open_state(path) as state:
+        await state.dead_letters.keep([letter(1)])
+    query(path, f"UPDATE dead_letters SET headers = {NO_TEXT}")
+    assert "UTF-8" in (await moved_aside(path)).reason
+
+
+async def test_text_that_is_none_is_an_error_of_the_disk_while_running(path: Path) -> None:
+    async with open_state(path) as state:
+        await put(state, "b1")
+        query(path, f"UPDATE outbox SET topic = {NO_TEXT}")
+        with pytest.raises(StoreError, match="is damaged") as caught:
+            await state.outbox.due(time.time(), latest=2e9, limit=9)
+        assert caught.value.kind == "disk-error"
 
 
 async def test_a_log_without_its_file_is_moved_aside_not_deleted(path: Path) -> None:

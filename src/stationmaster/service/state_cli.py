@@ -145,15 +145,31 @@ def _outbox_facts(row: OutboxRow) -> dict[str, object]:
     return {
         "batchId": row.batch_id,
         "topic": row.topic,
-        "ranges": orjson.Fragment(row.ranges),
+        "ranges": _read_ranges(row.ranges),
         "attempts": row.attempts,
         "nextTry": iso(row.next_try) if row.next_try else None,
         "lastError": row.last_error,
     }
 
 
+def _read_ranges(ranges: str) -> list[dict[str, int]] | None:
+    """Return what a row says it covers; None if that is not in our words."""
+    try:
+        read = [
+            {name: one[name] for name in ("partition", "first", "last")}
+            for one in orjson.loads(ranges)
+        ]
+    except (ValueError, TypeError, KeyError):
+        return None
+    whole = all(type(number) is int for one in read for number in one.values())
+    return read if whole else None
+
+
 def _short_ranges(ranges: str) -> str:
-    each = [f"{one['partition']}:{one['first']}-{one['last']}" for one in orjson.loads(ranges)]
+    read = _read_ranges(ranges)
+    if read is None:
+        return "?"
+    each = [f"{one['partition']}:{one['first']}-{one['last']}" for one in read]
     more = len(each) - _RANGES_SHOWN
     return ",".join(each[:_RANGES_SHOWN]) + (f",+{more}" if more > 0 else "")
 

@@ -128,8 +128,11 @@ def write_lines(lines: Iterable[dict[str, object]]) -> None:
 
 
 def iso(seconds: float) -> str:
-    """Return a time since the epoch for people and programs."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """Return a time since the epoch for people and programs; beyond all years the number itself."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds:g}"
 
 
 def count(number: int, one: str, many: str) -> str:

@@ -35,7 +35,7 @@ _SHRINK: Final = """
     PRAGMA wal_checkpoint(TRUNCATE); PRAGMA incremental_vacuum(8192); PRAGMA wal_checkpoint(TRUNCATE);
 """
 
-DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _NO_SPACE: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
 _PASSING: Final = {
     sqlite3.SQLITE_IOERR,
@@ -210,7 +210,7 @@ def store_errors(path: Path) -> Iterator[None]:
         code = primary_code(error)
         if _is_full(error):
             raise full_disk(path) from error
-        if code in DAMAGE:
+        if is_damage(error):
             raise StoreError(
                 f"{path} is damaged ({error}). Restart the service: it moves the file aside, whole, "
                 "and begins a new one",
@@ -235,6 +235,11 @@ def primary_code(error: sqlite3.Error) -> int:
     """Return SQLite's code, without the details; 0 for the Python module's own complaints."""
     code: int = getattr(error, "sqlite_errorcode", 0)
     return code & 0xFF
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Tell whether the file holds what it cannot hold; text that is no UTF-8 too, which only Python notices."""
+    return primary_code(error) in _DAMAGE or "decode to UTF-8" in str(error)
 
 
 def _broken_disk(path: Path, error: Exception) -> StoreError:

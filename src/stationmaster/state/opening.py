@@ -21,7 +21,7 @@ import trio
 from stationmaster.errors import ConfigError
 from stationmaster.events import StateMovedAside
 from stationmaster.state import schema
-from stationmaster.state.database import DAMAGE, Database, primary_code, store_errors, with_room
+from stationmaster.state.database import Database, is_damage, primary_code, store_errors, with_room
 from stationmaster.state.lock import forbidden, locked
 from stationmaster.state.reserve import Reserve
 
@@ -99,8 +99,10 @@ def _damage(path: Path) -> str | None:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as found:
             found.execute(f"PRAGMA busy_timeout = {_BUSY_S * 1000:.0f}")
             (word,) = found.execute("PRAGMA quick_check(1)").fetchone()
+            if word == "ok" and schema.read_version(found) == schema.VERSION:
+                schema.read_texts(found)
     except sqlite3.Error as error:
-        if primary_code(error) in DAMAGE:
+        if is_damage(error):
             return str(error)
         raise
     return None if word == "ok" else str(word)

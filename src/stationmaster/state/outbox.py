@@ -6,7 +6,7 @@ read from anywhere: every look is at one whole value.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import attrs
 import orjson
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
     from stationmaster.batch import OffsetRange
     from stationmaster.state.database import Database
+
+
+_LARGEST: Final = 2**63 - 1
+"""Of SQLite's integers."""
 
 
 class OutboxRows(Protocol):
@@ -154,7 +158,7 @@ class OutboxTable:
     async def postpone(self, batch_id: str, /, *, until: float, reason: str) -> None:
         """Count an attempt that failed for `reason`; the batch is due again at `until` (wall clock)."""
         update = (
-            "UPDATE outbox SET attempts = attempts + 1, next_try = ?, last_error = ?"
+            "UPDATE outbox SET attempts = min(attempts, 1000000) + 1, next_try = ?, last_error = ?"
             " WHERE batch_id = ?"
         )
         values = until, shortened(reason), batch_id
@@ -202,12 +206,29 @@ def _grown(before: Tally, connection: sqlite3.Connection, *, rows: int, size: in
 
 
 def _kept_batch(batch_id: str, topic: str, ranges: str, kept_at: float, attempts: int) -> KeptBatch:
-    first = next(iter(orjson.loads(ranges)), {"partition": -1, "first": -1})
+    partition, offset = _beginning(ranges)
     return KeptBatch(
         batch_id=batch_id,
         topic=topic,
-        partition=first["partition"],
-        offset=first["first"],
+        partition=partition,
+        offset=offset,
         kept_at=kept_at,
         attempts=attempts,
     )
+
+
+def _beginning(ranges: str) -> tuple[int, int]:
+    """Return partition and offset where a batch begins; -1 for both if its row does not say in our words.
+
+    It is sent all the same: its body says it too, and one row must not hold up the others.
+    """
+    try:
+        told = orjson.loads(ranges)
+    except orjson.JSONDecodeError:
+        told = None
+    match told:
+        case [{"partition": int(partition), "first": int(first)}, *_] if (
+            max(partition, first) <= _LARGEST
+        ):
+            return partition, first
+    return -1, -1

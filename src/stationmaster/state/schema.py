@@ -54,6 +54,20 @@ def read_version(connection: sqlite3.Connection) -> int:
     return int(version)
 
 
+def read_texts(connection: sqlite3.Connection) -> None:
+    """Read all text of a file of this version, once: SQLite's own check does not look whether it is any.
+
+    Raises:
+        sqlite3.OperationalError: it is not.
+    """
+    for query in (
+        "SELECT batch_id, topic, ranges, last_error FROM outbox",
+        "SELECT reason, detail, topic, headers, batch_id FROM dead_letters",
+    ):
+        for _ in connection.execute(query):
+            pass
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring the file up to date; each step is done whole or not at all.
 

@@ -1,0 +1,1 @@
+"""Hostile Kafka messages of our own making, each with what must become of it."""
