@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import trio
 
-from tests.broker.ledger import Kind, Stock
+from tests.ledger import Kind, Stock
 from tests.processes import open_receiver
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from tests.broker.ledger import Ledger
+    from tests.ledger import Ledger
     from tests.broker.operating import Operator
     from tests.processes import Receiver
 
