@@ -47,6 +47,8 @@ class Fault:
 def draw_plan(dice: random.Random, *, kinds: Collection[str], seconds: float) -> list[Fault]:
     """Draw what goes wrong within so many seconds; everything has ended then."""
     plan: list[Fault] = []
+    if not kinds:
+        return plan
     rounds = _draw_kinds(dice, kinds)
     at_s = dice.uniform(0, _MEAN_PAUSE_S)
     while at_s < seconds:

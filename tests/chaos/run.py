@@ -247,8 +247,11 @@ def _audit(scene: Scene, ledger: Ledger, faults: list[str]) -> Outcome:
 
 def _figures(scene: Scene, watch: Watch, events: Counter[str]) -> dict[str, object]:
     ends = [end for name in SERVICES for end in scene.parts[name].ends]
-    late = [seconds for service in scene.services.values() for seconds in service.late]
-    excused = sum(service.late_when_stopped for service in scene.services.values())
+    services = scene.services.values()
+    late = sum(service.late for service in services)
+    excused = sum(service.late_when_stopped for service in services)
+    longest_s = max(service.longest_s for service in services)
+    closed = {by: events[f"batch {by}"] for by in ("complete", "quorum", "deadline")}
     return {
         "kills survived (services)": sum(signal.SIGKILL in end.signals for end in ends),
         "exit codes (services)": dict(Counter(end.code for end in ends)),
@@ -257,8 +260,9 @@ def _figures(scene: Scene, watch: Watch, events: Counter[str]) -> dict[str, obje
         "looks at commits": f"{watch.looks}, blind {watch.blind}",
         "batches through outboxes": events["upload done from outbox"],
         "partitions revoked, lost": f"{events['partitions revoked']}, {events['partitions lost']}",
-        f"later than {DEADLINE_S:g} s": f"{len(late)} (longest {max(late, default=0):.2f} s), "
-        f"and {excused} around a SIGSTOP",
+        "batches closed by": closed,
+        f"late (deadline {DEADLINE_S:g} s)": f"{late} (longest {longest_s:.2f} s), "
+        f"besides {excused} around a SIGSTOP",
         "faults missed": scene.missed,
     }
 

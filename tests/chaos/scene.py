@@ -88,8 +88,10 @@ class Service:
     state: Path
     disk: Disk | None
     clock: Clock | None
-    late: list[float] = attrs.field(factory=list)
-    """Seconds from opening to closing of batches that were decided too late, though the process was not stopped."""
+    longest_s: float = 0.0
+    """From opening to closing, of the batches during which the process was not stopped."""
+    late: int = 0
+    """How many of those were decided too late."""
     late_when_stopped: int = 0
     events: Counter[str]
 
@@ -99,11 +101,12 @@ class Service:
         self.events[event] += 1
         if event in {"batch complete", "batch quorum", "batch deadline"}:
             seconds = float(said.get("seconds", 0.0))
-            if seconds > DEADLINE_S + SLACK_S:
-                if self.part.was_stopped(trio.current_time() - seconds - 1):
-                    self.late_when_stopped += 1
-                else:
-                    self.late.append(seconds)
+            late = seconds > DEADLINE_S + SLACK_S
+            if self.part.was_stopped(trio.current_time() - seconds - 1):
+                self.late_when_stopped += late
+            else:
+                self.late += late
+                self.longest_s = max(self.longest_s, seconds)
 
 
 @attrs.define(eq=False, kw_only=True)

@@ -35,3 +35,7 @@ def test_only_the_kinds_that_are_wanted_occur(kind: str) -> None:
     plan = draw_plan(random.Random(1), kinds=[kind], seconds=60)
     assert {fault.kind for fault in plan} == {kind}
     assert kind in plan[0].told()
+
+
+def test_where_nothing_is_wanted_nothing_goes_wrong() -> None:
+    assert draw_plan(random.Random(1), kinds=(), seconds=60) == []
