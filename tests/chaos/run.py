@@ -71,6 +71,8 @@ class Watch:
     looks: int = 0
     blind: int = 0
     """Looks at which somebody did not answer."""
+    why_blind: str = ""
+    """At the last look; empty if all answered."""
     _known: set[Place] = attrs.field(factory=set)
     _checked: dict[int, int] = attrs.field(factory=dict)
     _row: int = 0
@@ -101,10 +103,11 @@ class Watch:
                 for row, name in db.execute(query, (self._row,)):
                     self._known.add(_place(name))
                     self._row = row
-        except (KafkaException, sqlite3.Error):
+        except (KafkaException, sqlite3.Error) as error:
             self.blind += 1
+            self.why_blind = repr(error)
             return []
-        self.looks += 1
+        self.looks, self.why_blind = self.looks + 1, ""
         self.committed, self.in_outboxes = now, len(waiting)
         vain = []
         for partition, end in now.items():
@@ -218,7 +221,7 @@ async def _settle(order: Order, watch: Watch, faults: list[str]) -> float:
     else:
         faults.append(
             f"not settled after {SETTLE_S:g} s: committed {watch.committed} of {ends}, "
-            f"{watch.in_outboxes} batches in outboxes"
+            f"{watch.in_outboxes} batches in outboxes {watch.why_blind}"
         )
     return trio.current_time() - began
 
