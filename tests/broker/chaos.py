@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from tests.ledger import Ledger
     from tests.broker.operating import Operator
+    from tests.ledger import Ledger
     from tests.processes import Receiver
 
 ROOT: Final = Path(__file__).parents[2]
