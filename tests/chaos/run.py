@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from tests.ledger import Ledger, Place
 
 SETTLE_S: Final = 180.0
+STUCK_S: Final = 60.0
+"""After this long without any fault, what has not settled gets a restart, which is told."""
 _LOOK_EVERY_S: Final = 2.0
 _STEADY_S: Final = 0.5
 
@@ -208,7 +210,12 @@ def _progress(watch: Watch, scene: Scene, seconds: float) -> str:
 
 
 async def _settle(order: Order, watch: Watch, faults: list[str]) -> float:
-    """Wait until everything is committed and the outboxes are empty; returns the seconds that it took."""
+    """Wait until everything is committed and the outboxes are empty; returns the seconds that it took.
+
+    A group of librdkafka's mock cluster can remain in a rebalance in which every commit is refused and partitions
+    deliver nothing. The service says so every minute; what an operator does then is done here, once.
+    """
+    restarted = False
     began = trio.current_time()
     ends = watch.ledger.ends()
     while trio.current_time() < began + SETTLE_S:
@@ -216,7 +223,13 @@ async def _settle(order: Order, watch: Watch, faults: list[str]) -> float:
         now = {partition: offset for partition, offset in watch.committed.items() if offset}
         if now == ends and not watch.in_outboxes:
             break
-        order.show(_progress(watch, watch.scene, trio.current_time() - began))
+        seconds = trio.current_time() - began
+        order.show(_progress(watch, watch.scene, seconds))
+        if seconds > STUCK_S and not restarted:
+            restarted = True
+            order.say(f"STUCK: committed {watch.committed} of {ends}; the services are restarted")
+            for name in SERVICES:
+                watch.scene.parts[name].send(signal.SIGTERM)
         await trio.sleep(_STEADY_S)
     else:
         faults.append(
