@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import trio
 
-from tests.broker.ledger import Kind, Stock
+from tests.ledger import Kind, Stock
 from tests.processes import open_receiver
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from tests.broker.ledger import Ledger
     from tests.broker.operating import Operator
+    from tests.ledger import Ledger
     from tests.processes import Receiver
 
 ROOT: Final = Path(__file__).parents[2]

@@ -26,7 +26,7 @@ from confluent_kafka import KafkaException
 from tests.broker.certificates import Certificates, make_certificates
 from tests.broker.jars import fetch_jars
 from tests.broker.operating import ANSWER_S, Operator
-from tests.broker.relay import Relay, run_relay
+from tests.relay import Relay, run_relay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

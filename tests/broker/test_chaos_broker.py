@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from tests.broker.chaos import new_dice, open_scene, patience, tell, until
-from tests.broker.ledger import open_ledger
+from tests.ledger import open_ledger
 
 if TYPE_CHECKING:
     import random

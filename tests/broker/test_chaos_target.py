@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from tests.broker.chaos import Scene, Service, open_scene, patience, tell
-from tests.broker.ledger import open_ledger
+from tests.ledger import open_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

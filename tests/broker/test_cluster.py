@@ -15,7 +15,7 @@ import trio
 
 from tests.broker.cluster import START_S, STOP_S, Ports
 from tests.broker.groups import eventually
-from tests.broker.relay import Relay, run_relay
+from tests.relay import Relay, run_relay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -32,7 +32,7 @@ _ANSWER_S: Final = 10.0
 
 @attrs.define(eq=False)
 class Relay:
-    """Forwards connections to 127.0.0.1:`port` to 127.0.0.1:`target_port`. Made by `run_relay`."""
+    """Forwards connections to 127.0.0.1:`port` to 127.0.0.1:`target_port`. Made and run by `run_relay`."""
 
     port: int
     target_port: int
@@ -148,27 +148,43 @@ class Relay:
                 return  # nobody there: the client sees its connection end
             async with server, trio.open_nursery() as nursery:
                 nursery.start_soon(self._copy, client, server, nursery.cancel_scope)
-                nursery.start_soon(self._copy, server, client, nursery.cancel_scope)
+                nursery.start_soon(self._copy_back, server, client, nursery.cancel_scope)
+
+    async def _copy_back(
+        self, server: trio.SocketStream, client: trio.SocketStream, both: trio.CancelScope
+    ) -> None:
+        """Carry the answers; a relay that changes them does it here."""
+        await self._copy(server, client, both)
 
     async def _copy(
         self, source: trio.SocketStream, sink: trio.SocketStream, both: trio.CancelScope
     ) -> None:
         try:
             while chunk := await source.receive_some(_CHUNK_BYTES):
-                wait_s = self.delay_s + len(chunk) / self.bytes_per_s
-                if wait_s:
-                    await trio.sleep(wait_s)
-                await self._flowing.wait()
-                await sink.send_all(chunk)
+                await self._pass_on(chunk, sink)
         except trio.BrokenResourceError:
             pass  # one side went: so does the other
         both.cancel()
+
+    async def _pass_on(self, chunk: bytes | bytearray, sink: trio.SocketStream) -> None:
+        wait_s = self.delay_s + len(chunk) / self.bytes_per_s
+        if wait_s:
+            await trio.sleep(wait_s)
+        await self._flowing.wait()
+        await sink.send_all(chunk)
 
 
 @contextmanager
 def run_relay(target_port: int, *, port: int) -> Iterator[Relay]:
     """Run a relay from `port` to `target_port`, both on 127.0.0.1, in a thread until the block ends."""
     relay = Relay(port, target_port)
+    with running(relay):
+        yield relay
+
+
+@contextmanager
+def running(relay: Relay) -> Iterator[None]:
+    """Run this relay in a thread until the block ends."""
     began: Future[None] = Future()
 
     def run() -> None:
@@ -179,11 +195,11 @@ def run_relay(target_port: int, *, port: int) -> Iterator[Relay]:
                 raise
             began.set_exception(error)  # for instance: the port is taken
 
-    thread = threading.Thread(target=run, name=f"relay {port}")
+    thread = threading.Thread(target=run, name=f"relay {relay.port}")
     thread.start()
     began.result(_ANSWER_S)
     try:
-        yield relay
+        yield
     finally:
         relay.stop()
         thread.join(_ANSWER_S)
