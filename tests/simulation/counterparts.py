@@ -40,12 +40,11 @@ DISK_S: Final = 0.5
 class Broker(MemorySource):
     """A log, and offsets that may only move over records that have a home."""
 
-    def surround(
-        self, dice: Dice, homes: Callable[[], set[Name]], check: Callable[..., None]
-    ) -> None:
+    def surround(self, dice: Dice, homes: Callable[[], set[Name]]) -> None:
         """Tell it what it needs of its world."""
-        self.dice, self.homes, self.check = dice, homes, check
+        self.dice, self.homes = dice, homes
         self.watch: Watch
+        """Of the process that reads it now."""
         self.burst = 0
         """Polls without a pause that are still to come."""
 
@@ -81,13 +80,13 @@ class Broker(MemorySource):
         key = offsets.topic, offsets.partition
         homes = self.homes()
         for name in self.names(key, offsets.first, offsets.last + 1):
-            self.check(name in homes, "accounted without a home", name, offsets)
+            self.watch.check(name in homes, "accounted without a home", name, offsets)
         before = self.committed.get(key, 0)
         super().account(offsets)
         after = self.committed.get(key, 0)
-        self.check(after >= before, "a commit went back", key, before, after)
+        self.watch.check(after >= before, "a commit went back", key, before, after)
         for name in self.names(key, before, after):
-            self.check(name in homes, "committed beyond what is accounted for", name)
+            self.watch.check(name in homes, "committed beyond what is accounted for", name)
 
     def names(self, key: tuple[str, int], first: int, beyond: int) -> list[Name]:
         """Return the records of a partition that have these offsets."""

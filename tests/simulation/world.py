@@ -78,9 +78,9 @@ class World:
         self.told: set[Name] = set()
         """Records that nothing keeps, because there is no store: the observer was told of them."""
         self.log = Broker(max_poll_messages=dice.choose((1, 4, 20)), drain_timeout_s=3.0)
-        self.log.surround(dice, self.homes, self.check)
+        self.log.surround(dice, self.homes)
         self.empty = write_log(self.log, dice, messages=messages)
-        self.target = Target(seed, self.weather, self.check)
+        self.target = Target(seed, self.weather, self._check_living)
         self.settings = self._settings()
         self.policy = self._policy()
         self.lives = self.crashes = self.batches = self.jobs = self.asked = self.events = 0
@@ -141,6 +141,10 @@ class World:
             now = self.clock.current_time()
             self.broken = BrokenError(f"seed {self.seed}, life {self.lives}, t = {now:.6f}", *facts)
             raise self.broken
+
+    def _check_living(self, condition: object, *facts: object) -> None:
+        """Check what the process does that runs now; what a dead one does will never have been."""
+        self.log.watch.check(condition, *facts)
 
     def note(self, *facts: object) -> None:
         """Write something into the history."""
