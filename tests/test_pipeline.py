@@ -242,7 +242,9 @@ async def test_a_batch_without_stations_is_accounted_for_and_not_uploaded() -> N
     source = source_of(message_bytes(), message_bytes("A"))
     sink, observer = await run(source, sleeping(0))
     assert set(sink.reports) == {"air_0_1_0"}
-    assert [event.batch.batch_id for event in observer.of(EmptyBatch)] == ["air_0_0_0"]
+    [empty] = observer.of(EmptyBatch)
+    assert (empty.batch.batch_id, empty.batch.follow_up) == ("air_0_0_0", False)
+    assert empty.batch.deadline <= trio.current_time()
     assert source.committed == {("air", 0): 2}
 
 

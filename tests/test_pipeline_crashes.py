@@ -20,7 +20,8 @@ from tests.telemetry import message_bytes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from stationmaster.batch import StationInput
+    from stationmaster.abc import Report
+    from stationmaster.batch import Batch, StationInput, StationResult
 
 # -------------------------------------------------------------------------------------------- cancelled from outside
 
@@ -231,6 +232,44 @@ async def test_a_crash_of_one_station_uploads_no_batch_half(autojump_clock: Mock
     assert sink.attempts == []
     assert source.committed == {}
     assert pipeline.dropped == 1
+
+
+async def test_a_crash_of_the_result_hook_uploads_no_batch_half(autojump_clock: MockClock) -> None:
+    async def handle(station: StationInput) -> dict[str, int]:
+        if station.station_id == "S2":
+            await trio.sleep(1)
+        return {"x": 1}
+
+    async def on_result(station: StationInput, result: StationResult) -> None:
+        raise MemoryError
+
+    source, sink = MemorySource(), RecordingSink()
+    source.put("air", 0, message_bytes("S1", "S2"))
+    with pytest.raises(MemoryError):
+        async with open_pipeline(
+            source, handler=handle, sink=sink, on_result=on_result
+        ) as pipeline:
+            await pipeline.wait_finished()
+    assert sink.attempts == []
+    assert source.committed == {}
+    assert pipeline.dropped == 1
+
+
+async def test_a_crash_of_one_batch_call_uploads_no_batch_half(autojump_clock: MockClock) -> None:
+    async def handle_batch(batch: Batch, report: Report) -> None:
+        report("S1", {"x": 1})
+        await trio.sleep(1 if batch.topic == "wind" else 2)
+        raise MemoryError
+
+    source, sink = MemorySource(), RecordingSink()
+    for topic in ("air", "wind"):
+        source.put(topic, 0, message_bytes("S1", "S2"))
+    with pytest.raises(MemoryError):
+        async with open_pipeline(source, handler=handle_batch, sink=sink) as pipeline:
+            await pipeline.wait_finished()
+    assert sink.attempts == []
+    assert source.committed == {}
+    assert pipeline.dropped == 2
 
 
 async def test_cancelling_everything_around_still_lets_the_batcher_answer_what_is_open(

@@ -133,6 +133,15 @@ async def test_the_report_has_the_id_of_all_that_it_covers(autojump_clock: MockC
     assert again.reports[0].batch.batch_id == report.batch.batch_id
 
 
+async def test_the_report_counts_the_bytes_of_all_that_joined(autojump_clock: MockClock) -> None:
+    setting = Setting(max_poll_messages=1)
+    for station in ROSTER:
+        setting.put(station)
+    await setting.run()
+    (report,) = setting.reports
+    assert report.batch.size_bytes == 3 * len(message_bytes("A", timestamp=EIGHT))
+
+
 async def test_a_target_that_keeps_the_first_body_never_has_the_half_for_the_whole(
     autojump_clock: MockClock,
 ) -> None:

@@ -188,6 +188,7 @@ async def test_the_first_answer_closes_the_breaker(autojump_clock: MockClock) ->
         assert (await closed(beside))["A"].outcome is Outcome.REJECTED
         assert (await closed(probe))["A"].outcome is Outcome.SUCCEEDED
         [event] = observer.of(StationBreakerClosed)
+        assert event.station_id == "A"
         assert event.open_s == pytest.approx(trio.current_time() - 10.0, abs=5.0)
         results = await every(0.5, stations, batches=4, first=22)
         assert {result.outcome for result in results.values()} == {Outcome.SUCCEEDED}

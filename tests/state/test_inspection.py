@@ -164,6 +164,25 @@ def test_retry_of_all_goes_page_by_page(path: Path, monkeypatch: pytest.MonkeyPa
     assert rows_of(path, "SELECT count(*) FROM outbox WHERE next_try <> 0") == [(0,)]
 
 
+@pytest.mark.parametrize(("name", "bound"), [("PAGE_ROWS", 3), ("PAGE_BYTES", 300)])
+def test_retry_of_all_writes_no_more_than_a_page_in_a_transaction(
+    path: Path, monkeypatch: pytest.MonkeyPatch, name: str, bound: int
+) -> None:
+    with connect(path) as db:
+        for number in range(8):
+            add_batch(db, f"b-{number}", body=b"x" * 100, next_try=99.0)
+    monkeypatch.setattr(inspection, name, bound)
+    written: list[str] = []
+
+    with open_state_file(path, writable=True) as state:
+        state._connection.set_trace_callback(written.append)
+        assert state.retry_all() == 8
+
+    words = [text.split()[0] for text in written if not text.startswith("SELECT")]
+    page = ["BEGIN", *["UPDATE"] * 3, "COMMIT"]
+    assert words == [*page, *page, "BEGIN", *["UPDATE"] * 2, "COMMIT"]
+
+
 # ------------------------------------------------------------------------------------------------------- dead letters
 
 

@@ -189,6 +189,21 @@ async def test_an_operators_retry_is_a_probe_within_about_a_second(
         assert trio.current_time() - asked <= 1.0
 
 
+async def test_an_operators_retry_brings_one_probe_and_the_pauses_hold_again(
+    autojump_clock: MockClock,
+) -> None:
+    setting = Setting()
+    await setting.lay(*ids(3))
+    async with setting.open(max_backoff_s=30.0) as outbox:
+        goes_down(setting, outbox)
+        await trio.sleep(600)
+        setting.rows.retry_all()
+        await trio.sleep(1.5)
+        begun = len(setting.target.sent)
+        await trio.sleep(60)
+        assert 2 <= len(setting.target.sent) - begun <= 4  # one each 15 to 30 s
+
+
 async def test_an_operators_retry_during_a_probe_that_fails_is_a_probe_right_after_it(
     autojump_clock: MockClock,
 ) -> None:

@@ -1,0 +1,102 @@
+"""What the tables of the state file remember of it, and how the file is left."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from stationmaster.batch import DeadLetter
+from stationmaster.errors import StoreError
+from stationmaster.state import open_state
+from stationmaster.state.bounds import Tally
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state.sqlite"
+
+
+def letter(offset: int) -> DeadLetter:
+    return DeadLetter(
+        topic="air", partition=0, offset=offset, reason="not-json", detail="no", value=b"x"
+    )
+
+
+def query(path: Path, sql: str) -> list[Any]:
+    """Do what another process does."""
+    with closing(sqlite3.connect(path)) as db, db:
+        return db.execute(sql).fetchall()
+
+
+async def test_the_age_of_letters_is_that_of_the_oldest_in_this_life_and_the_next(
+    path: Path,
+) -> None:
+    before = time.time()
+    async with open_state(path) as state:
+        await state.dead_letters.keep([])
+        assert state.dead_letters.tally == Tally()
+        await state.dead_letters.keep([letter(1)])
+        first = state.dead_letters.tally.oldest_at or 0.0
+        assert before <= first <= time.time()
+        await state.dead_letters.keep([letter(2)])
+        assert state.dead_letters.tally.oldest_at == first
+    query(path, 'UPDATE dead_letters SET first_seen = first_seen - 100 WHERE "offset" = 1')
+    async with open_state(path) as state:
+        assert state.dead_letters.tally.oldest_at == pytest.approx(first - 100)
+        assert state.statistics().dead_letters.oldest_age_s >= 100
+
+
+async def test_a_full_store_says_which_it_is(path: Path) -> None:
+    async with open_state(path, outbox_max_bytes=1, dead_letters_max_bytes=1) as state:
+        put = partial(state.outbox.put, topic="air", ranges=[], kept_at=1.0, reason="500")
+        await state.dead_letters.keep([letter(1)])
+        with pytest.raises(StoreError, match=r"^the dead-letter store is full: 1 rows, "):
+            await state.dead_letters.keep([letter(2)])
+        await put("b1", body=b"xx")
+        with pytest.raises(StoreError) as caught:
+            await put("b2", body=b"yyy")
+    assert str(caught.value) == "the outbox is full: 1 rows, 2 of 1 bytes, 3 more do not fit"
+    assert caught.value.kind == "full"
+
+
+async def test_a_service_that_is_cancelled_closes_its_file_all_the_same(path: Path) -> None:
+    with trio.CancelScope() as scope:
+        async with open_state(path) as state:
+            await state.dead_letters.keep([letter(1)])
+            assert path.with_name("state.sqlite-wal").exists()
+            scope.cancel()
+            await trio.sleep_forever()
+    # SQLite carries the log over and removes it when the last connection is closed.
+    assert not path.with_name("state.sqlite-wal").exists()
+    assert query(path, "SELECT count(*) FROM dead_letters") == [(1,)]
+
+
+async def test_a_file_that_another_process_holds_for_a_moment_is_waited_for(path: Path) -> None:
+    async with open_state(path):
+        pass
+    held, opening = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("PRAGMA locking_mode = EXCLUSIVE")
+            other.execute("DELETE FROM outbox")
+            held.set()
+            opening.wait(10)
+            time.sleep(0.2)  # the one who opens has met the lock: SQLite has no word for that
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, hold)
+        await trio.to_thread.run_sync(held.wait, 10)
+        opening.set()
+        async with open_state(path) as state:
+            assert state.statistics().outbox.rows == 0

@@ -1,0 +1,83 @@
+"""What waits for room, with batches that are cut by timestamp: who is opened before whom, and who joins what."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from stationmaster.batch import OffsetRange
+from stationmaster.events import BatchJoined
+from stationmaster.settings import TopicSettings
+from tests.telemetry import message_bytes
+from tests.test_pipeline_timestamps import EIGHT, NINE, TEN, Setting
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
+
+URGENT = {"alarm": TopicSettings(priority="high", roster=("A", "B"))}
+
+
+async def test_what_is_urgent_is_opened_before_what_is_older(autojump_clock: MockClock) -> None:
+    setting = Setting()
+    setting.put("A", at=EIGHT)  # takes the only slot
+    async with setting.open(max_in_flight=1, queue_capacity=1, deadline_s=1.0, topics=URGENT):
+        await trio.sleep(0.5)
+        setting.put("A", at=NINE)
+        setting.put("A", at=TEN, topic="alarm")
+        await trio.sleep(10)
+    assert [(batch.topic, batch.last_message["A"].timestamp.hour) for batch in setting.opened] == [
+        ("air", 8),
+        ("alarm", 10),
+        ("air", 9),
+    ]
+
+
+async def test_what_is_urgent_stays_so_when_the_batch_that_it_was_to_join_is_closed(
+    autojump_clock: MockClock,
+) -> None:
+    size = len(message_bytes("A", timestamp=EIGHT))
+    setting = Setting()
+    async with setting.open(
+        max_in_flight=1, queue_capacity=1, max_in_flight_bytes=size, deadline_s=1.0, topics=URGENT
+    ):
+        setting.put("A", at=TEN, topic="alarm")
+        await trio.sleep(0.5)
+        setting.put("A", at=EIGHT)
+        setting.put("B", at=TEN, topic="alarm")  # there are no bytes for it
+        await trio.sleep(10)
+    assert [(batch.topic, list(batch.entries)) for batch in setting.opened] == [
+        ("alarm", ["A"]),
+        ("alarm", ["B"]),
+        ("air", ["A"]),
+    ]
+
+
+async def test_what_waits_counts_with_all_that_joined_it(autojump_clock: MockClock) -> None:
+    size = len(message_bytes("A", timestamp=EIGHT))
+    setting = Setting(max_poll_messages=1)
+    setting.put("A", at=EIGHT)
+    async with setting.open(max_in_flight=1, queue_capacity=1) as pipeline:
+        for station in ("A", "B", "C"):
+            setting.put(station, at=NINE)
+        await trio.sleep(1)
+        assert pipeline.statistics().parked_bytes == 3 * size
+        await trio.sleep(10)
+        assert pipeline.statistics().parked_bytes == 0
+        joined = setting.observer.of(BatchJoined)
+    assert not joined  # they were one draft
+
+
+async def test_who_joins_an_open_batch_is_told_with_its_offsets(autojump_clock: MockClock) -> None:
+    setting = Setting(max_poll_messages=1)
+    setting.put("A", at=EIGHT)
+    setting.put("A", "B", at=NINE, partition=1)
+    setting.put("B", at=EIGHT)
+    await setting.run()
+    [joined] = setting.observer.of(BatchJoined)
+    first = setting.opened[0]
+    assert joined == BatchJoined(
+        batch_id=first.batch_id,
+        ranges=(OffsetRange(topic="air", partition=0, first=1, last=1, generation=1),),
+        stations=1,
+    )
