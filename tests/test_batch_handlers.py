@@ -16,7 +16,7 @@ from stationmaster.batch import Outcome
 from stationmaster.batch_handlers import BatchLanes, open_batch_lanes
 from stationmaster.events import BatchHandlerTrouble, LateResult
 from stationmaster.testing import RecordingObserver
-from tests.telemetry import closed, opened
+from tests.telemetry import NOON, closed, opened
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -638,3 +638,21 @@ async def test_leaving_cancels_calls_and_is_no_crash(autojump_clock: MockClock) 
         await wait_all_tasks_blocked()
     assert trio.current_time() == 0.0
     assert not crashes
+
+
+async def test_who_was_not_reported_when_the_deadline_cut_the_call_has_timed_out_not_failed(
+    autojump_clock: MockClock,
+) -> None:
+    async def handle(batch: Batch, report: Report) -> None:
+        report("S1", {})
+        await trio.sleep_forever()
+
+    async with lanes_of(handle) as lanes:
+        collector = opened("S1", "S2")
+        await lanes.hand_over(collector)
+        await trio.sleep(6)  # at a tie the call may be cut before anybody closes its batch
+        results = {item.station_id: item for item in collector.close(closed_at=NOON).results}
+    assert told(results) == {
+        "S1": (Outcome.SUCCEEDED, ""),
+        "S2": (Outcome.TIMED_OUT, "no answer when the deadline closed the batch"),
+    }

@@ -233,6 +233,33 @@ async def test_cancelled_from_outside_it_ends_at_once_and_tells_what_it_missed(
     assert reasons(observer) == [("S1", "closing"), ("S2", "closing")]
 
 
+async def test_to_be_cancelled_is_no_crash(autojump_clock: MockClock) -> None:
+    crashes: list[bool] = []
+    with trio.move_on_after(1):
+        async with hook_of(
+            Slow(10), RecordingObserver(), on_crash=lambda: crashes.append(True)
+        ) as queue:
+            queue.overhear(opened("S1")).settle(success("S1"))
+            await trio.sleep_forever()
+    assert trio.current_time() == 1.0
+    assert not crashes
+
+
+async def test_the_hook_gets_the_station_as_the_handler_had_it(autojump_clock: MockClock) -> None:
+    got: list[StationInput] = []
+
+    async def on_result(station: StationInput, result: StationResult) -> None:
+        got.append(station)
+
+    collector = opened("S1", "S2")
+    async with hook_of(on_result, RecordingObserver()) as queue:
+        queue.overhear(collector).settle(success("S2"))
+    [station] = got
+    assert (station.station_id, station.batch) == ("S2", collector.batch)
+    assert station.readings == collector.batch.entries["S2"]
+    assert station.message is collector.batch.last_message["S2"]
+
+
 class Weird(BaseException):
     """No Exception."""
 

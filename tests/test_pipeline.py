@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -302,10 +303,12 @@ async def test_statistics_show_what_is_open(autojump_clock: MockClock) -> None:
     async with open_pipeline(source, handler=sleeping(1), sink=RecordingSink()) as pipeline:
         before = pipeline.statistics()
         assert (before.in_flight, before.live_stations, before.draining) == (0, 0, False)
+        assert before.oldest_deadline == math.inf
         await wait_all_tasks_blocked()
         during = pipeline.statistics()
         assert (during.in_flight, during.in_flight_bytes) == (1, len(value))
         assert during.live_stations == 2
+        assert during.oldest_deadline == 5.0
         await pipeline.wait_finished()
         after = pipeline.statistics()
         assert (after.in_flight, after.in_flight_bytes, after.draining) == (0, 0, False)

@@ -130,6 +130,19 @@ async def test_a_station_that_became_fast_again_is_believed_after_its_waiting_jo
     assert {result.outcome for result in results.values()} == {Outcome.SUCCEEDED}
 
 
+async def test_a_job_with_just_the_time_that_jobs_take_is_started(
+    autojump_clock: MockClock,
+) -> None:
+    handler = Switch(hangs=False, seconds=2.0)
+    async with stations_of(handler) as stations:
+        await run(stations, "A")
+        first = submit(stations, "A", offset=1)
+        just = submit(stations, "A", offset=2, deadline_s=4.0)
+        await closed(first)
+        await closed(just)
+    assert handler.started == [0.0, 2.0, 4.0]
+
+
 async def test_hopeless_jobs_are_no_strikes(autojump_clock: MockClock) -> None:
     observer = RecordingObserver()
     async with stations_of(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import sqlite3
 import threading
 import time
@@ -11,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from stationmaster.batch import DeadLetter
-from stationmaster.errors import StoreError
+from stationmaster.errors import ConfigError, StoreError
 from stationmaster.state import open_state
 from stationmaster.state.bounds import Tally
 
@@ -100,3 +104,62 @@ async def test_a_file_that_another_process_holds_for_a_moment_is_waited_for(path
         opening.set()
         async with open_state(path) as state:
             assert state.statistics().outbox.rows == 0
+
+
+async def test_there_is_one_job_at_a_time(path: Path) -> None:
+    second_began, order = threading.Event(), []
+
+    def first(connection: sqlite3.Connection) -> None:
+        order.append("first")
+        assert not second_began.wait(0.1)  # no sign of it, as long as this one works
+        order.append("first is done")
+
+    def second(connection: sqlite3.Connection) -> None:
+        second_began.set()
+        order.append("second")
+
+    async with open_state(path) as state, trio.open_nursery() as nursery:
+        nursery.start_soon(state.outbox._database.run, first)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(state.outbox._database.run, second)
+    assert order == ["first", "first is done", "second"]
+
+
+@pytest.mark.parametrize(
+    ("content", "holder"), [(b"", "?"), (b"\xff\n", "\ufffd"), (b" 4711\n", "4711")]
+)
+async def test_whoever_holds_the_lock_is_named_as_far_as_it_tells(
+    path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, holder: str
+) -> None:
+    monkeypatch.setattr("stationmaster.state.lock.time.sleep", lambda seconds: None)
+    lock_path = path.with_name("state.sqlite.lock")
+    lock_path.write_bytes(content)
+    with lock_path.open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError) as caught:
+            async with open_state(path):
+                pytest.fail("it opened")
+    assert caught.value.faults == (
+        f"outbox.path: {path} is in use by process {holder}; give every instance a file of its own",
+    )
+    assert lock_path.read_bytes() == content
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EACCES])
+@pytest.mark.parametrize("call", ["open", "pwrite"])
+async def test_a_lock_that_cannot_be_written_names_the_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(f"stationmaster.state.lock.os.{call}", fail)
+    with pytest.raises((ConfigError, StoreError)) as caught:
+        async with open_state(path):
+            pytest.fail("it opened")
+    assert str(path) in str(caught.value)
+    if isinstance(caught.value, StoreError):
+        is_full = number in {errno.ENOSPC, errno.EDQUOT}
+        assert caught.value.kind == ("disk-full" if is_full else "disk-error")
+    else:
+        assert number == errno.EACCES
