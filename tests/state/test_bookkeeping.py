@@ -1,3 +1,4 @@
+# ruff: noqa: ASYNC240 - small files on a local disk
 """What the tables of the state file remember of it, and how the file is left."""
 
 from __future__ import annotations
@@ -163,3 +164,11 @@ async def test_a_lock_that_cannot_be_written_names_the_file(
         assert caught.value.kind == ("disk-full" if is_full else "disk-error")
     else:
         assert number == errno.EACCES
+
+
+async def test_no_letter_is_added_to_a_file_that_is_not_there_any_more(path: Path) -> None:
+    async with open_state(path) as state:
+        await state.dead_letters.keep([letter(1)])
+        path.unlink()
+        with pytest.raises(StoreError, match="was removed or replaced while it was in use"):
+            await state.dead_letters.keep([letter(2)])
