@@ -12,7 +12,7 @@ import pytest
 
 from stationmaster.errors import ConfigError, StoreError
 from stationmaster.state import inspection
-from stationmaster.state.inspection import is_in_use, open_state_file
+from stationmaster.state.inspection import is_in_use, one_at_a_time, open_state_file
 from stationmaster.state.rows import Chosen, Move, Summary
 from stationmaster.state.schema import migrate
 from tests.state.files import add_batch, add_letter, connect, make_state_file, open_writer
@@ -381,3 +381,15 @@ def test_everything_works_beside_a_process_that_writes(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         migrate(db)  # nothing to do: it is as the service left it
+
+
+def test_a_second_one_is_kept_out_until_the_first_is_done(path: Path, tmp_path: Path) -> None:
+    with one_at_a_time(path):
+        with pytest.raises(StoreError) as caught, one_at_a_time(path):
+            pytest.fail("it came in")
+        assert caught.value.kind == "disk-error"
+        assert str(caught.value) == (
+            f"{path} is being requeued from by another process; try again when it is done"
+        )
+    with one_at_a_time(path), one_at_a_time(tmp_path / "missing"):
+        pass
