@@ -78,7 +78,7 @@ def scene_at(
 
 
 async def a_pipeline(start: float, observer: RecordingObserver) -> None:
-    """One station is ill for a while, results go to a slow hook, letters find no room at first."""
+    """One station is ill for a while, one has too much to do; letters find no room at first, the hook is slow."""
 
     async def handle(station: StationInput) -> Mapping[str, Any]:
         if station.station_id == "ill" and trio.current_time() < start + 14:
@@ -87,6 +87,9 @@ async def a_pipeline(start: float, observer: RecordingObserver) -> None:
             with trio.CancelScope(shield=True):
                 await trio.sleep(2.25)
             return {}
+        if station.station_id == "busy":
+            hangs = station.batch_id == "wind_0_4_0"
+            await trio.sleep(8.0 if hangs else 0.5 + 0.25 * (station.message.offset % 2))
         await trio.sleep(0.25)
         return {}
 
@@ -107,6 +110,9 @@ async def a_pipeline(start: float, observer: RecordingObserver) -> None:
             source.put("air", 0, message_bytes("well", "ill", "stubborn"))
             if number == 3:
                 source.put("air", 1, b"poison")
+            if number in {8, 12}:
+                for _ in range(6):
+                    source.put("wind", 0, message_bytes("busy", "well"))
             await trio.sleep(1.0)
         source.end()
         await pipeline.wait_finished()
@@ -135,6 +141,8 @@ async def an_outage(start: float, observer: RecordingObserver) -> None:
 def test_what_a_pipeline_tells_is_the_same_whenever_it_runs() -> None:
     first, later = scene_at(0.0, a_pipeline), scene_at(LONG_AFTER_S, a_pipeline)
     assert [words(event) for event in later] == [words(event) for event in first]
+    rejected = [words(event) for event in first if "cannot end in time" in str(words(event))]
+    assert rejected
     kinds = {type(event) for event in first}
     seen = {BatchClosed, LateResult, ResultHookTrouble, StationBreakerOpened, StationBreakerClosed}
     assert kinds >= seen | {StoreBlocked, StoreUnblocked, UploadAttempted, UploadDone}
