@@ -314,6 +314,16 @@ def test_a_record_is_not_moved_into_the_outbox(path: Path) -> None:
         assert len(list(state.letters())) == 1
 
 
+def test_an_upload_without_a_body_counts_as_gone(path: Path) -> None:
+    with connect(path) as db:
+        add_letter(db, offset=1, reason="rejected-upload", batch_id="b-1", value=None)
+
+    with open_state_file(path, writable=True) as state:
+        assert state.move_to_outbox(1, max_bytes=10**9) is Move.GONE
+        assert [row.seq for row in state.letters()] == [1]
+        assert not list(state.outbox())
+
+
 def test_a_full_outbox_leaves_the_letter_where_it_is(path: Path) -> None:
     with connect(path) as db:
         add_batch(db, "b-0", body=b"x" * 90)
