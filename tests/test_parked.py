@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import trio
 
 from stationmaster.batch import OffsetRange
+from stationmaster.drafts import draft_batch
 from stationmaster.events import BatchJoined
+from stationmaster.parked import Parked
 from stationmaster.settings import TopicSettings
-from tests.telemetry import message_bytes
+from tests.telemetry import message, message_bytes, record
 from tests.test_pipeline_timestamps import EIGHT, NINE, TEN, Setting
 
 if TYPE_CHECKING:
@@ -81,3 +83,40 @@ async def test_who_joins_an_open_batch_is_told_with_its_offsets(autojump_clock: 
         ranges=(OffsetRange(topic="air", partition=0, first=1, last=1, generation=1),),
         stations=1,
     )
+
+
+def test_the_bytes_that_wait_are_those_of_records_as_polled_and_of_drafts_as_parsed() -> None:
+    parked = Parked()
+    first, second, urgent = (record(b"x" * size, offset=size) for size in (10, 20, 400))
+    for item in (first, second):
+        parked.add(item, urgent=False)
+    parked.add(urgent, urgent=True)
+    assert parked.size_bytes == 430
+    assert list(parked.records()) == [(urgent, True), (first, False)]
+    parked.parsed(None, urgent=True)  # it was refused
+    assert parked.size_bytes == 30
+    draft = draft_batch([message("A")], by="message", group_id="")
+    parked.parsed(draft, urgent=False)
+    assert parked.size_bytes == draft.size_bytes + 20
+    assert list(parked.heads()) == [draft]
+    parked.take(draft)
+    assert parked.size_bytes == 20
+    assert list(parked.records()) == [(second, False)]
+    parked.parsed(None, urgent=False)
+    assert (parked.size_bytes, bool(parked)) == (0, False)
+
+
+def test_of_one_time_the_first_that_came_is_the_first_to_be_opened() -> None:
+    parked = Parked()
+    drafts = [
+        draft_batch([message("A", topic=topic)], by="timestamp", group_id="")
+        for topic in ("wind", "air", "sun")
+    ]
+    for draft in drafts:
+        parked.add_timed(draft, urgent=False, joins=False)
+    opened = []
+    while parked:
+        draft = next(parked.heads())
+        parked.take(draft)
+        opened.append(draft)
+    assert opened == drafts

@@ -130,6 +130,34 @@ async def test_a_station_that_became_fast_again_is_believed_after_its_waiting_jo
     assert {result.outcome for result in results.values()} == {Outcome.SUCCEEDED}
 
 
+@pytest.mark.parametrize(
+    ("jobs_s", "strikes"),
+    [
+        ((2.5,), True),  # the next one has half of its batch's time, to the tick
+        ((0.5, 3.2), False),  # 1.8 s: less than half of the time, less than twice the usual
+    ],
+)
+async def test_a_job_that_waited_too_long_to_have_a_fair_chance_is_no_strike(
+    autojump_clock: MockClock, jobs_s: tuple[float, ...], strikes: bool
+) -> None:
+    handler, observer = Switch(hangs=False), RecordingObserver()
+    async with stations_of(handler, breaker_failures=1, observer=observer) as stations:
+        await trio.sleep(64)
+        for offset, handler.seconds in enumerate(jobs_s[:-1]):
+            await run(stations, "A", offset=offset)
+        handler.seconds = jobs_s[-1]
+        submit(stations, "A", offset=7, deadline_s=20)
+        hangs = submit(stations, "A", offset=8, deadline_s=5)
+        await trio.sleep(1)
+        handler.hangs = True
+        await closed(hangs)
+        await wait_all_tasks_blocked()
+    assert len(handler.started) == len(jobs_s) + 1
+    assert observer.of(StationBreakerOpened) == (
+        [StationBreakerOpened(station_id="A", failures=1)] if strikes else []
+    )
+
+
 async def test_a_job_with_just_the_time_that_jobs_take_is_started(
     autojump_clock: MockClock,
 ) -> None:
