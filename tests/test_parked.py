@@ -17,6 +17,8 @@ from tests.test_pipeline_timestamps import EIGHT, NINE, TEN, Setting
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
+    from stationmaster.batch import StationInput
+
 URGENT = {"alarm": TopicSettings(priority="high", roster=("A", "B"))}
 
 
@@ -120,3 +122,22 @@ def test_of_one_time_the_first_that_came_is_the_first_to_be_opened() -> None:
         parked.take(draft)
         opened.append(draft)
     assert opened == drafts
+
+
+async def test_a_station_is_called_once_although_others_join_its_batch(
+    autojump_clock: MockClock,
+) -> None:
+    called: list[str] = []
+
+    async def handle(station: StationInput) -> None:
+        called.append(station.station_id)
+        await trio.sleep(0.25)
+
+    setting = Setting()
+    async with setting.open(handle):
+        for station in ("A", "B", "C"):
+            setting.put(station)
+            await trio.sleep(0.5)
+        await trio.sleep(1)
+    assert called == ["A", "B", "C"]
+    assert len(setting.reports) == 1

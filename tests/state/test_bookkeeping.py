@@ -170,5 +170,22 @@ async def test_no_letter_is_added_to_a_file_that_is_not_there_any_more(path: Pat
     async with open_state(path) as state:
         await state.dead_letters.keep([letter(1)])
         path.unlink()
-        with pytest.raises(StoreError, match="was removed or replaced while it was in use"):
+        with pytest.raises(StoreError) as caught:
             await state.dead_letters.keep([letter(2)])
+    assert str(caught.value) == (
+        f"{path} was removed or replaced while it was in use: what is written to it would be lost. "
+        "Restart the service"
+    )
+    assert caught.value.kind == "disk-error"
+
+
+async def test_a_file_that_may_not_be_looked_at_is_a_fault_that_says_why(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise PermissionError(errno.EACCES, "not for you")
+
+    monkeypatch.setattr("stationmaster.state.opening.Path.exists", fail)
+    with pytest.raises(ConfigError, match=r"\(\[Errno 13\] not for you\)"):
+        async with open_state(path):
+            pytest.fail("it opened")

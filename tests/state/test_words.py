@@ -115,7 +115,9 @@ def test_who_may_not_write_is_told_where() -> None:
 
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[StateFile]:
-    with open_state_file(make_state_file(tmp_path / "state.db")) as opened:
+    path = make_state_file(tmp_path / "state.db")
+    with open_state_file(path) as opened:
+        assert opened.path == path
         yield opened
 
 
