@@ -297,6 +297,18 @@ async def test_one_batch_per_poll_joins_what_a_station_sent() -> None:
     assert source.committed == {("air", 0): 4}
 
 
+async def test_a_report_names_the_traces_that_its_messages_belong_to() -> None:
+    source = MemorySource()
+    source.put("air", 0, message_bytes("A"), headers=(("traceparent", b"00-one-two-01"),))
+    source.put("air", 0, message_bytes("A"))
+    source.end()
+    sink, _ = await run(source, sleeping(0))
+    assert [report.batch.traceparents for report in sink.reports.values()] == [
+        ("00-one-two-01",),
+        (),
+    ]
+
+
 async def test_statistics_show_what_is_open(autojump_clock: MockClock) -> None:
     value = message_bytes("A", "B")
     source = source_of(value, value)

@@ -189,3 +189,14 @@ async def test_a_file_that_may_not_be_looked_at_is_a_fault_that_says_why(
     with pytest.raises(ConfigError, match=r"\(\[Errno 13\] not for you\)"):
         async with open_state(path):
             pytest.fail("it opened")
+
+
+async def test_jobs_may_come_from_any_thread(path: Path) -> None:
+    goes_on = threading.Event()
+    async with open_state(path) as state, trio.open_nursery() as nursery:
+        for offset in range(3):  # each time one more of the threads that worked here is taken
+            await state.dead_letters.keep([letter(offset)])
+            nursery.start_soon(trio.to_thread.run_sync, goes_on.wait, 10)
+            await wait_all_tasks_blocked()
+        assert state.statistics().dead_letters.rows == 3
+        goes_on.set()

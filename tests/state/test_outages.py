@@ -204,6 +204,20 @@ async def test_an_operators_retry_brings_one_probe_and_the_pauses_hold_again(
         assert 2 <= len(setting.target.sent) - begun <= 4  # one each 15 to 30 s
 
 
+async def test_a_probe_that_failed_is_not_the_next_one_if_there_is_another(
+    autojump_clock: MockClock,
+) -> None:
+    setting = Setting()
+    await setting.lay(*ids(2))
+    async with setting.open() as outbox:
+        goes_down(setting, outbox)
+        for _ in range(4):
+            setting.rows.retry_all()  # due at once, both of them: the first would be first again
+            await trio.sleep(1.5)
+        assert len(setting.target.sent) >= 4
+        assert all(one != another for one, another in pairwise(setting.target.ids()))
+
+
 async def test_an_operators_retry_during_a_probe_that_fails_is_a_probe_right_after_it(
     autojump_clock: MockClock,
 ) -> None:
