@@ -55,6 +55,12 @@ def test_the_id_of_a_poll_depends_on_the_group_the_ranges_and_when_each_begins()
     assert int(digest, 16)
 
 
+def test_ids_stay_what_they_are_from_one_release_to_the_next() -> None:
+    # A target tells a batch that comes again after an update by its id.
+    draft = by_poll(message("A", offset=3), message("B", offset=5, partition=1, timestamp_ms=9))
+    assert draft.batch_id == "air_29188fbc45c1a733"
+
+
 def test_the_ranges_of_a_poll_stand_for_partition_and_generation_in_order() -> None:
     draft = by_poll(
         message("A", partition=1, offset=7),

@@ -218,6 +218,21 @@ async def test_while_its_breaker_is_open_one_job_tries_a_station_every_so_often(
     assert handler.started == [0.0, 15.0, 30.0, 45.0]  # 5 s each, and 10 s between
 
 
+async def test_a_station_that_makes_room_is_told_with_its_open_breaker(
+    autojump_clock: MockClock,
+) -> None:
+    handler, observer = Switch(), RecordingObserver()
+    async with stations_of(handler, max_live=1, breaker_failures=1, observer=observer) as stations:
+        await trio.sleep(64)
+        await run(stations, "A")
+        await trio.sleep(3)
+        handler.hangs = False
+        await run(stations, "B")
+    assert observer.of(StationBreakerClosed) == [
+        StationBreakerClosed(station_id="A", open_s=3.0, given_up=True)
+    ]
+
+
 async def test_the_first_answer_closes_the_breaker(autojump_clock: MockClock) -> None:
     handler, observer = Switch(), RecordingObserver()
     async with stations_of(handler, breaker_failures=2, observer=observer) as stations:

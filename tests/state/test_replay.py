@@ -364,7 +364,7 @@ async def test_what_was_accepted_is_not_sent_again_while_the_disk_does_not_take_
     assert setting.rows.ids() == []
     assert sorted(setting.target.ids()) == ids(20), "each of them once"
     [blocked] = setting.observer.of(StoreBlocked)
-    assert (blocked.store, blocked.kind) == ("outbox-replay", "disk-full")
+    assert blocked == StoreBlocked(store="outbox-replay", kind="disk-full", detail="no space left")
     [unblocked] = setting.observer.of(StoreUnblocked)
     assert 3599 < unblocked.blocked_s < 3602
 
