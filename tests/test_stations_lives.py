@@ -302,7 +302,9 @@ async def test_a_hand_over_lets_others_run_between_slices_finer_ones_after_a_pau
     steps, taken = Steps(trio.lowlevel.current_task().name), []
     trio.lowlevel.add_instrument(steps)
     async with stations_of(at_once) as stations:
+        before = steps.taken
         await stations.create(names)
+        assert steps.taken - before == 5  # 16 at a time, and one more
         for offset, pause_s in enumerate((1.0, 0.0, 0.009, 0.01)):
             await wait_all_tasks_blocked()
             await trio.sleep(pause_s)

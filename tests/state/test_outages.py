@@ -259,6 +259,16 @@ async def test_what_retry_after_asks_of_direct_uploads_delays_the_probe(
         assert trio.current_time() == pytest.approx(20.0)
 
 
+async def test_a_probe_goes_at_its_instant(autojump_clock: MockClock) -> None:
+    setting = Setting()
+    await setting.lay("b1")
+    await trio.sleep(64)
+    async with setting.open(failures=1) as outbox:
+        outbox.note(TryAgain(reason="503", retry_after_s=20.25))  # between two looks at the rows
+        await setting.target.accepted.wait_value(1)
+        assert trio.current_time() == 84.25
+
+
 async def test_waiting_for_a_change_ends_by_itself(autojump_clock: MockClock) -> None:
     async with Setting().open() as outbox:
         await outbox.wait_change()

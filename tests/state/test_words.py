@@ -201,3 +201,9 @@ def test_a_file_that_is_not_the_services_is_named_with_what_it_lacks(tmp_path: P
         with connect(ours) as db:
             db.execute(f"PRAGMA user_version = {version}")
         assert fault(ours) == words
+
+
+def test_a_complaint_without_a_code_is_told_as_it_is(state: StateFile) -> None:
+    with pytest.raises(StoreError) as caught, words_of(state):
+        raise sqlite3.ProgrammingError("the module's own")
+    assert str(caught.value) == f"{state.path}: the module's own; look at its disk, then try again"
