@@ -11,6 +11,7 @@ from stationmaster.drafts import draft_batch
 from stationmaster.events import BatchJoined
 from stationmaster.parked import Parked
 from stationmaster.settings import TopicSettings
+from stationmaster.testing.sink import Slow
 from tests.telemetry import message, message_bytes, record
 from tests.test_pipeline_timestamps import EIGHT, NINE, TEN, Setting
 
@@ -141,3 +142,20 @@ async def test_a_station_is_called_once_although_others_join_its_batch(
         await trio.sleep(1)
     assert called == ["A", "B", "C"]
     assert len(setting.reports) == 1
+
+
+async def test_an_urgent_batch_of_a_poll_overtakes_one_of_an_earlier_poll(
+    autojump_clock: MockClock,
+) -> None:
+    setting = Setting()
+    # Where one topic is cut by timestamp, polling goes on while others wait.
+    topics = URGENT | {"wind": TopicSettings(by="timestamp")}
+    async with setting.open(
+        by="poll", max_in_flight=1, queue_capacity=1, upload_timeout_s=9.0, topics=topics
+    ):
+        setting.sink.script.append(Slow(2.0))
+        for station, topic in (("A", "air"), ("B", "air"), ("C", "alarm")):
+            setting.put(station, topic=topic)
+            await trio.sleep(0.5)
+        await trio.sleep(5)
+    assert [list(batch.entries) for batch in setting.opened] == [["A"], ["C"], ["B"]]

@@ -11,7 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from stationmaster.batch import Outcome
 from stationmaster.batcher import open_batcher
 from stationmaster.errors import UploadFailedError
-from stationmaster.events import BatchClosed, BatchOpened
+from stationmaster.events import BatchClosed, BatchHandlerTrouble, BatchOpened
 from stationmaster.pipeline import open_pipeline
 from stationmaster.testing import Hang, MemorySource, RecordingSink, ScriptedEmbedder, Slow
 from tests.pipelines import Setting, never, one_second
@@ -297,3 +297,17 @@ async def test_two_errors_come_out_together(autojump_clock: MockClock) -> None:
     with pytest.RaisesGroup(OSError, ZeroDivisionError, flatten_subgroups=True):
         setting.sink.otherwise = ZeroDivisionError()
         await setting.run(one_second)
+
+
+async def test_what_a_batch_call_raises_is_told(autojump_clock: MockClock) -> None:
+    async def handle_batch(batch: Batch, report: Report) -> None:
+        raise ValueError("no model")
+
+    setting = Setting(1)
+    setting.source.end()
+    async with open_pipeline(
+        setting.source, handler=handle_batch, sink=setting.sink, observer=setting.observer
+    ) as pipeline:
+        await pipeline.wait_finished()
+    [trouble] = setting.observer.of(BatchHandlerTrouble)
+    assert (trouble.batch_id, str(trouble.error)) == ("air_0_0_0", "no model")

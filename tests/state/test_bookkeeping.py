@@ -200,3 +200,10 @@ async def test_jobs_may_come_from_any_thread(path: Path) -> None:
             await wait_all_tasks_blocked()
         assert state.statistics().dead_letters.rows == 3
         goes_on.set()
+
+
+async def test_to_delete_what_is_gone_changes_no_count(path: Path) -> None:
+    async with open_state(path) as state:
+        await state.outbox.put("b1", topic="air", ranges=[], body=b"xyz", kept_at=1.0, reason="500")
+        await state.outbox.delete("b2")
+        assert state.outbox.tally == Tally(rows=1, bytes=3, oldest_at=1.0)
