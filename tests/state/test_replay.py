@@ -366,6 +366,7 @@ async def test_what_was_accepted_is_not_sent_again_while_the_disk_does_not_take_
     [blocked] = setting.observer.of(StoreBlocked)
     assert blocked == StoreBlocked(store="outbox-replay", kind="disk-full", detail="no space left")
     [unblocked] = setting.observer.of(StoreUnblocked)
+    assert unblocked.store == "outbox-replay"
     assert 3599 < unblocked.blocked_s < 3602
 
 
