@@ -16,7 +16,7 @@ from stationmaster.batch import Outcome
 from stationmaster.batch_handlers import BatchLanes, open_batch_lanes
 from stationmaster.events import BatchHandlerTrouble, LateResult
 from stationmaster.testing import RecordingObserver
-from tests.telemetry import closed, opened
+from tests.telemetry import NOON, closed, opened
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -638,3 +638,46 @@ async def test_leaving_cancels_calls_and_is_no_crash(autojump_clock: MockClock) 
         await wait_all_tasks_blocked()
     assert trio.current_time() == 0.0
     assert not crashes
+
+
+async def test_a_report_after_the_call_ended_is_late_although_its_batch_is_open(
+    autojump_clock: MockClock,
+) -> None:
+    kept: list[Report] = []
+
+    async def handle(batch: Batch, report: Report) -> None:
+        if batch.batch_id == "air_0_0_0":
+            kept.append(report)
+            return
+        await answer_all(batch, report)
+
+    observer = RecordingObserver()
+    async with lanes_of(handle, observer=observer) as lanes:
+        collector = opened("S1", "S2")
+        await lanes.hand_over(collector)
+        await wait_all_tasks_blocked()
+        assert not collector.closed
+        kept[0]("S1", {})
+        results = await closed(collector)
+    assert [(event.batch_id, event.station_id) for event in observer.of(LateResult)] == [
+        ("air_0_0_0", "S1")
+    ]
+    assert told(results)["S1"] == (Outcome.FAILED, "the batch handler did not report it")
+
+
+async def test_who_was_not_reported_when_the_deadline_cut_the_call_has_timed_out_not_failed(
+    autojump_clock: MockClock,
+) -> None:
+    async def handle(batch: Batch, report: Report) -> None:
+        report("S1", {})
+        await trio.sleep_forever()
+
+    async with lanes_of(handle) as lanes:
+        collector = opened("S1", "S2")
+        await lanes.hand_over(collector)
+        await trio.sleep(6)  # at a tie the call may be cut before anybody closes its batch
+        results = {item.station_id: item for item in collector.close(closed_at=NOON).results}
+    assert told(results) == {
+        "S1": (Outcome.SUCCEEDED, ""),
+        "S2": (Outcome.TIMED_OUT, "no answer when the deadline closed the batch"),
+    }

@@ -58,8 +58,10 @@ def test_a_probe_that_fails_opens_it_for_as_long_again_without_news() -> None:
     one = opened(10.0)
     assert not one.fail(13.0, is_probe=one.begin())
     assert (one.state(14.0), one.next_at, one.failed_probes) == ("open", 15.0, 1)
+    assert not one.fail(16.0, is_probe=one.begin())
+    assert (one.state(17.0), one.next_at, one.failed_probes) == ("open", 18.0, 2)
     one.begin()
-    assert one.succeed(16.0) == 6.0
+    assert one.succeed(19.0) == 9.0
 
 
 def test_a_probe_that_is_refused_makes_it_a_refusal_and_the_other_way_round() -> None:

@@ -293,3 +293,12 @@ async def test_a_detailed_observer_hears_of_every_outcome_and_others_do_not() ->
         ("A", Outcome.REJECTED, 2, 2),
     ]
     assert brief.events == []
+
+
+async def test_a_batch_that_was_dropped_has_no_answers_any_more() -> None:
+    collecting = collector("A", "B")
+    collecting.settle(succeeded("A"))
+    assert (collecting.closed, collecting.answered, collecting.expected) == (False, 1, 2)
+    collecting.drop()
+    assert (collecting.closed, collecting.answered) == (True, 0)
+    assert collecting.done.is_set()

@@ -30,6 +30,7 @@ def test_the_id_of_a_message_names_its_record_and_is_the_same_after_a_redelivery
 
 def test_the_seconds_in_an_id_are_rounded_down_even_before_the_epoch() -> None:
     assert by_message("A", timestamp_ms=-1).batch_id == "air_0_0_-1"
+    assert by_message("A", timestamp_ms=1_700_000_000_999).batch_id == "air_0_0_1700000000"
 
 
 def test_the_id_of_a_poll_depends_on_the_group_the_ranges_and_when_each_begins() -> None:
@@ -52,6 +53,12 @@ def test_the_id_of_a_poll_depends_on_the_group_the_ranges_and_when_each_begins()
     assert topic == "air"
     assert len(digest) == 16
     assert int(digest, 16)
+
+
+def test_ids_stay_what_they_are_from_one_release_to_the_next() -> None:
+    # A target tells a batch that comes again after an update by its id.
+    draft = by_poll(message("A", offset=3), message("B", offset=5, partition=1, timestamp_ms=9))
+    assert draft.batch_id == "air_29188fbc45c1a733"
 
 
 def test_the_ranges_of_a_poll_stand_for_partition_and_generation_in_order() -> None:

@@ -125,6 +125,31 @@ async def test_batches_that_wait_with_their_results_count_until_the_last_one_lef
     assert len(hook.heard) == 2
 
 
+async def test_room_comes_back_with_each_result_and_that_of_its_batch_with_the_last_one(
+    autojump_clock: MockClock,
+) -> None:
+    hook, observer = Slow(1), RecordingObserver()
+    names = [f"S{number}" for number in range(40)]
+    first, second = opened(*names), opened(*names, offset=1)
+    size = first.batch.size_bytes
+    assert size > 500  # more than the results beside it
+    async with hook_of(hook, observer, max_bytes=size + 200) as queue:
+        heard = queue.overhear(first)
+        for station_id in ("S0", "S1"):
+            heard.settle(success(station_id))
+        await trio.sleep(1.5)
+        for station_id in ("S2", "S3"):
+            heard.settle(success(station_id))
+        assert reasons(observer) == [("S3", "full")]  # only what S0 had came back
+        await trio.sleep(5)
+        again = queue.overhear(second)
+        for station_id in ("S4", "S5", "S6"):
+            again.settle(success(station_id))
+        assert reasons(observer) == [("S3", "full"), ("S6", "full")]
+        await trio.sleep(5)
+    assert hook.heard == ["S0", "S1", "S2", "S4", "S5"]
+
+
 async def test_no_more_than_ten_thousand_results_wait(autojump_clock: MockClock) -> None:
     hook, observer = Slow(1), RecordingObserver()
     async with hook_of(hook, observer, max_bytes=10**9) as queue:
@@ -206,6 +231,33 @@ async def test_cancelled_from_outside_it_ends_at_once_and_tells_what_it_missed(
             scope.cancel()
     assert trio.current_time() == 0.0
     assert reasons(observer) == [("S1", "closing"), ("S2", "closing")]
+
+
+async def test_to_be_cancelled_is_no_crash(autojump_clock: MockClock) -> None:
+    crashes: list[bool] = []
+    with trio.move_on_after(1):
+        async with hook_of(
+            Slow(10), RecordingObserver(), on_crash=lambda: crashes.append(True)
+        ) as queue:
+            queue.overhear(opened("S1")).settle(success("S1"))
+            await trio.sleep_forever()
+    assert trio.current_time() == 1.0
+    assert not crashes
+
+
+async def test_the_hook_gets_the_station_as_the_handler_had_it(autojump_clock: MockClock) -> None:
+    got: list[StationInput] = []
+
+    async def on_result(station: StationInput, result: StationResult) -> None:
+        got.append(station)
+
+    collector = opened("S1", "S2")
+    async with hook_of(on_result, RecordingObserver()) as queue:
+        queue.overhear(collector).settle(success("S2"))
+    [station] = got
+    assert (station.station_id, station.batch) == ("S2", collector.batch)
+    assert station.readings == collector.batch.entries["S2"]
+    assert station.message is collector.batch.last_message["S2"]
 
 
 class Weird(BaseException):

@@ -322,6 +322,32 @@ async def test_a_hook_that_hangs_delays_no_batch_and_loses_what_it_has_no_time_f
     assert setting.succeeded() == 3
 
 
+async def test_with_a_hook_those_that_join_an_open_batch_are_handed_over_alone(
+    autojump_clock: MockClock,
+) -> None:
+    calls: list[list[str]] = []
+
+    async def handle_batch(batch: Batch, report: Report) -> None:
+        calls.append(sorted(batch.entries))
+        for station_id in batch.entries:
+            report(station_id, {})
+
+    output, setting = Output(), Setting(0)
+    async with open_pipeline(
+        setting.source,
+        handler=handle_batch,
+        sink=setting.sink,
+        settings=PipelineSettings(by="timestamp", roster=("A", "B", "C")),
+        on_result=output.on_result,
+    ):
+        setting.source.put("air", 0, message_bytes("A", timestamp="2024-01-01T08:00:00Z"))
+        await trio.sleep(1)
+        setting.source.put("air", 0, message_bytes("B", "C", timestamp="2024-01-01T08:00:00Z"))
+        await trio.sleep(1)
+    assert calls == [["A"], ["B", "C"]]
+    assert [station_id for _, station_id, _, _ in output.heard] == ["A", "B", "C"]
+
+
 async def test_open_workers_tells_how_many_are_live_and_how_long_a_job_waits(
     autojump_clock: MockClock,
 ) -> None:

@@ -142,7 +142,7 @@ async def test_a_store_that_takes_nothing_is_asked_again_ever_more_slowly_until_
         StoreBlocked(store="dead-letters", kind="full", detail=str(FULL))
     ]
     (unblocked,) = office.observer.of(StoreUnblocked)
-    assert unblocked.blocked_s == office.store.asked[-1]
+    assert unblocked == StoreUnblocked(store="dead-letters", blocked_s=office.store.asked[-1])
 
 
 async def test_what_is_not_kept_when_the_grace_ends_does_not_count(

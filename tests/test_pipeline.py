@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -242,7 +243,9 @@ async def test_a_batch_without_stations_is_accounted_for_and_not_uploaded() -> N
     source = source_of(message_bytes(), message_bytes("A"))
     sink, observer = await run(source, sleeping(0))
     assert set(sink.reports) == {"air_0_1_0"}
-    assert [event.batch.batch_id for event in observer.of(EmptyBatch)] == ["air_0_0_0"]
+    [empty] = observer.of(EmptyBatch)
+    assert (empty.batch.batch_id, empty.batch.follow_up) == ("air_0_0_0", False)
+    assert empty.batch.deadline <= trio.current_time()
     assert source.committed == {("air", 0): 2}
 
 
@@ -294,16 +297,30 @@ async def test_one_batch_per_poll_joins_what_a_station_sent() -> None:
     assert source.committed == {("air", 0): 4}
 
 
+async def test_a_report_names_the_traces_that_its_messages_belong_to() -> None:
+    source = MemorySource()
+    source.put("air", 0, message_bytes("A"), headers=(("traceparent", b"00-one-two-01"),))
+    source.put("air", 0, message_bytes("A"))
+    source.end()
+    sink, _ = await run(source, sleeping(0))
+    assert [report.batch.traceparents for report in sink.reports.values()] == [
+        ("00-one-two-01",),
+        (),
+    ]
+
+
 async def test_statistics_show_what_is_open(autojump_clock: MockClock) -> None:
     value = message_bytes("A", "B")
     source = source_of(value, value)
     async with open_pipeline(source, handler=sleeping(1), sink=RecordingSink()) as pipeline:
         before = pipeline.statistics()
         assert (before.in_flight, before.live_stations, before.draining) == (0, 0, False)
+        assert before.oldest_deadline == math.inf
         await wait_all_tasks_blocked()
         during = pipeline.statistics()
         assert (during.in_flight, during.in_flight_bytes) == (1, len(value))
         assert during.live_stations == 2
+        assert during.oldest_deadline == 5.0
         await pipeline.wait_finished()
         after = pipeline.statistics()
         assert (after.in_flight, after.in_flight_bytes, after.draining) == (0, 0, False)

@@ -11,7 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from stationmaster.batch import Outcome
 from stationmaster.batcher import open_batcher
 from stationmaster.errors import UploadFailedError
-from stationmaster.events import BatchClosed, BatchOpened
+from stationmaster.events import BatchClosed, BatchHandlerTrouble, BatchOpened
 from stationmaster.pipeline import open_pipeline
 from stationmaster.testing import Hang, MemorySource, RecordingSink, ScriptedEmbedder, Slow
 from tests.pipelines import Setting, never, one_second
@@ -20,7 +20,8 @@ from tests.telemetry import message_bytes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from stationmaster.batch import StationInput
+    from stationmaster.abc import Report
+    from stationmaster.batch import Batch, StationInput, StationResult
 
 # -------------------------------------------------------------------------------------------- cancelled from outside
 
@@ -233,6 +234,44 @@ async def test_a_crash_of_one_station_uploads_no_batch_half(autojump_clock: Mock
     assert pipeline.dropped == 1
 
 
+async def test_a_crash_of_the_result_hook_uploads_no_batch_half(autojump_clock: MockClock) -> None:
+    async def handle(station: StationInput) -> dict[str, int]:
+        if station.station_id == "S2":
+            await trio.sleep(1)
+        return {"x": 1}
+
+    async def on_result(station: StationInput, result: StationResult) -> None:
+        raise MemoryError
+
+    source, sink = MemorySource(), RecordingSink()
+    source.put("air", 0, message_bytes("S1", "S2"))
+    with pytest.raises(MemoryError):
+        async with open_pipeline(
+            source, handler=handle, sink=sink, on_result=on_result
+        ) as pipeline:
+            await pipeline.wait_finished()
+    assert sink.attempts == []
+    assert source.committed == {}
+    assert pipeline.dropped == 1
+
+
+async def test_a_crash_of_one_batch_call_uploads_no_batch_half(autojump_clock: MockClock) -> None:
+    async def handle_batch(batch: Batch, report: Report) -> None:
+        report("S1", {"x": 1})
+        await trio.sleep(1 if batch.topic == "wind" else 2)
+        raise MemoryError
+
+    source, sink = MemorySource(), RecordingSink()
+    for topic in ("air", "wind"):
+        source.put(topic, 0, message_bytes("S1", "S2"))
+    with pytest.raises(MemoryError):
+        async with open_pipeline(source, handler=handle_batch, sink=sink) as pipeline:
+            await pipeline.wait_finished()
+    assert sink.attempts == []
+    assert source.committed == {}
+    assert pipeline.dropped == 2
+
+
 async def test_cancelling_everything_around_still_lets_the_batcher_answer_what_is_open(
     autojump_clock: MockClock,
 ) -> None:
@@ -258,3 +297,17 @@ async def test_two_errors_come_out_together(autojump_clock: MockClock) -> None:
     with pytest.RaisesGroup(OSError, ZeroDivisionError, flatten_subgroups=True):
         setting.sink.otherwise = ZeroDivisionError()
         await setting.run(one_second)
+
+
+async def test_what_a_batch_call_raises_is_told(autojump_clock: MockClock) -> None:
+    async def handle_batch(batch: Batch, report: Report) -> None:
+        raise ValueError("no model")
+
+    setting = Setting(1)
+    setting.source.end()
+    async with open_pipeline(
+        setting.source, handler=handle_batch, sink=setting.sink, observer=setting.observer
+    ) as pipeline:
+        await pipeline.wait_finished()
+    [trouble] = setting.observer.of(BatchHandlerTrouble)
+    assert (trouble.batch_id, str(trouble.error)) == ("air_0_0_0", "no model")

@@ -133,6 +133,23 @@ async def test_the_report_has_the_id_of_all_that_it_covers(autojump_clock: MockC
     assert again.reports[0].batch.batch_id == report.batch.batch_id
 
 
+async def test_the_report_tells_of_all_that_joined(autojump_clock: MockClock) -> None:
+    setting = Setting(max_poll_messages=1)
+    contents: list[dict[str, Any]] = [{}, {"topic": "wind"}, {"topic": "sun"}]
+    values = [
+        message_bytes(station, station, number, timestamp=EIGHT, **fields)
+        for number, (station, fields) in enumerate(zip(ROSTER, contents, strict=True))
+    ]
+    for value in values:
+        setting.source.put("air", 0, value)
+    await setting.run()
+    batch = setting.reports[0].batch
+    assert len(setting.opened) == 1
+    assert batch.size_bytes == sum(map(len, values))
+    assert (batch.duplicates, batch.mislabelled) == (3, 2)
+    assert len(batch.bad_entries) == 3
+
+
 async def test_a_target_that_keeps_the_first_body_never_has_the_half_for_the_whole(
     autojump_clock: MockClock,
 ) -> None:

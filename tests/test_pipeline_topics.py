@@ -277,3 +277,12 @@ def test_the_faults_of_topics_name_them_and_are_told_at_once() -> None:
         "topics['c'].by: 'hour' is none of message, poll, timestamp",
         "topics['c'].roster: '\\n': station-id-blank",
     ]
+
+
+async def test_a_batch_knows_how_many_of_its_messages_named_another_topic() -> None:
+    source = MemorySource()
+    source.put("air", 0, message_bytes("A", topic="wind"))
+    source.put("air", 0, message_bytes("A", topic="air"))
+    sink, _, _ = await run(source, by="poll")
+    (report,) = sink.reports.values()
+    assert report.batch.mislabelled == 1

@@ -8,10 +8,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from stationmaster.abc import NullObserver
 from stationmaster.batch import Outcome
 from stationmaster.events import LateResult
+from stationmaster.stations import open_stations
 from stationmaster.testing import RecordingObserver
-from tests.telemetry import NOON, closed, opened, run, stations_of
+from tests.telemetry import NOON, closed, opened, run, stations_of, submit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -278,3 +280,26 @@ async def test_a_batch_that_is_handed_over_while_everything_stops_harms_nobody(
             await stations.hand_over(collector)
             assert collector.answered == 1
             collector.drop()
+
+
+async def test_to_be_cancelled_is_no_crash_of_a_station(autojump_clock: MockClock) -> None:
+    crashes: list[bool] = []
+
+    async def handle(station: StationInput) -> None:
+        await trio.sleep(100)
+
+    with trio.move_on_after(1):
+        async with open_stations(
+            handle,
+            queue_capacity=1,
+            max_live=1,
+            idle_s=600.0,
+            result_bytes=100,
+            on_eased=lambda: None,
+            on_crash=lambda: crashes.append(True),
+            observer=NullObserver(),
+        ) as stations:
+            submit(stations, "A")
+            await trio.sleep_forever()
+    assert trio.current_time() == 1.0
+    assert not crashes

@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from stationmaster.batch import Outcome, StationInput
-from tests.telemetry import closed, live_tasks, run, stations_of, submit
+from tests.telemetry import closed, live_tasks, opened, run, stations_of, submit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -255,3 +255,90 @@ async def test_an_estimate_looks_at_a_bounded_number_of_stations() -> None:
     async with stations_of(at_once) as stations:
         assert stations.expected_wait_s(ids(), topic="air") == 0
     assert looked_at == 64
+
+
+async def test_what_its_first_job_took_is_known_whenever_that_was(
+    autojump_clock: MockClock,
+) -> None:
+    async def handle(station: StationInput) -> None:
+        await trio.sleep(2)
+
+    async with stations_of(handle) as stations:
+        await trio.sleep(100)
+        await run(stations, "A")
+        submit(stations, "A", offset=1)
+        assert stations.expected_wait_s(["A"], topic="air") == 4
+
+
+async def test_an_answer_beyond_its_own_limit_tells_how_long_the_job_took(
+    autojump_clock: MockClock,
+) -> None:
+    async def handle(station: StationInput) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(3)
+
+    async with stations_of(handle, job_timeout_s=2.0) as stations:
+        await trio.sleep(100)
+        assert (await run(stations, "A"))["A"].outcome is Outcome.NO_OUTPUT
+        submit(stations, "A", offset=1)
+        assert stations.expected_wait_s(["A"], topic="air") == 6
+
+
+class Steps(trio.abc.Instrument):
+    """Counts how often the task of this name had its turn."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.taken = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:  # type: ignore[explicit-override]
+        self.taken += task.name == self.name
+
+
+async def test_a_hand_over_lets_others_run_between_slices_finer_ones_after_a_pause(
+    autojump_clock: MockClock,
+) -> None:
+    names = [f"S{number}" for number in range(64)]
+    steps, taken = Steps(trio.lowlevel.current_task().name), []
+    trio.lowlevel.add_instrument(steps)
+    async with stations_of(at_once) as stations:
+        before = steps.taken
+        await stations.create(names)
+        assert steps.taken - before == 5  # 16 at a time, and one more
+        for offset, pause_s in enumerate((1.0, 0.0, 0.009, 0.01)):
+            await wait_all_tasks_blocked()
+            await trio.sleep(pause_s)
+            before = steps.taken
+            await stations.hand_over(opened(*names, offset=offset))
+            taken.append(steps.taken - before)
+    trio.lowlevel.remove_instrument(steps)
+    assert taken == [8, 1, 1, 8]
+
+
+async def test_many_idle_stations_are_given_up_in_slices(autojump_clock: MockClock) -> None:
+    steps = Steps("station reaper")
+    trio.lowlevel.add_instrument(steps)
+    async with stations_of(at_once, idle_s=10.0) as stations:
+        await stations.create(f"S{number}" for number in range(100))
+        before = steps.taken
+        await trio.sleep(20)
+        assert len(stations) == 0
+        assert steps.taken - before >= 50  # two at a time
+    trio.lowlevel.remove_instrument(steps)
+
+
+async def test_one_cancel_scope_serves_job_after_job_and_is_renewed_after_a_cancel(
+    autojump_clock: MockClock,
+) -> None:
+    scopes = []
+
+    async def handle(station: StationInput) -> None:
+        scopes.append(stations._live["A"]._scope)
+        await trio.sleep(6 if station.batch_id == "air_0_2_0" else 1)
+
+    async with stations_of(handle) as stations:
+        for offset in range(5):
+            await run(stations, "A", offset=offset)
+    assert scopes[0] is scopes[1] is scopes[2]
+    assert scopes[2] is not scopes[3]
+    assert scopes[3] is scopes[4]

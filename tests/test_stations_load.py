@@ -130,6 +130,47 @@ async def test_a_station_that_became_fast_again_is_believed_after_its_waiting_jo
     assert {result.outcome for result in results.values()} == {Outcome.SUCCEEDED}
 
 
+@pytest.mark.parametrize(
+    ("jobs_s", "strikes"),
+    [
+        ((2.5,), True),  # the next one has half of its batch's time, to the tick
+        ((0.5, 3.2), False),  # 1.8 s: less than half of the time, less than twice the usual
+    ],
+)
+async def test_a_job_that_waited_too_long_to_have_a_fair_chance_is_no_strike(
+    autojump_clock: MockClock, jobs_s: tuple[float, ...], strikes: bool
+) -> None:
+    handler, observer = Switch(hangs=False), RecordingObserver()
+    async with stations_of(handler, breaker_failures=1, observer=observer) as stations:
+        await trio.sleep(64)
+        for offset, handler.seconds in enumerate(jobs_s[:-1]):
+            await run(stations, "A", offset=offset)
+        handler.seconds = jobs_s[-1]
+        submit(stations, "A", offset=7, deadline_s=20)
+        hangs = submit(stations, "A", offset=8, deadline_s=5)
+        await trio.sleep(1)
+        handler.hangs = True
+        await closed(hangs)
+        await wait_all_tasks_blocked()
+    assert len(handler.started) == len(jobs_s) + 1
+    assert observer.of(StationBreakerOpened) == (
+        [StationBreakerOpened(station_id="A", failures=1)] if strikes else []
+    )
+
+
+async def test_a_job_with_just_the_time_that_jobs_take_is_started(
+    autojump_clock: MockClock,
+) -> None:
+    handler = Switch(hangs=False, seconds=2.0)
+    async with stations_of(handler) as stations:
+        await run(stations, "A")
+        first = submit(stations, "A", offset=1)
+        just = submit(stations, "A", offset=2, deadline_s=4.0)
+        await closed(first)
+        await closed(just)
+    assert handler.started == [0.0, 2.0, 4.0]
+
+
 async def test_hopeless_jobs_are_no_strikes(autojump_clock: MockClock) -> None:
     observer = RecordingObserver()
     async with stations_of(
@@ -177,6 +218,21 @@ async def test_while_its_breaker_is_open_one_job_tries_a_station_every_so_often(
     assert handler.started == [0.0, 15.0, 30.0, 45.0]  # 5 s each, and 10 s between
 
 
+async def test_a_station_that_makes_room_is_told_with_its_open_breaker(
+    autojump_clock: MockClock,
+) -> None:
+    handler, observer = Switch(), RecordingObserver()
+    async with stations_of(handler, max_live=1, breaker_failures=1, observer=observer) as stations:
+        await trio.sleep(64)
+        await run(stations, "A")
+        await trio.sleep(3)
+        handler.hangs = False
+        await run(stations, "B")
+    assert observer.of(StationBreakerClosed) == [
+        StationBreakerClosed(station_id="A", open_s=3.0, given_up=True)
+    ]
+
+
 async def test_the_first_answer_closes_the_breaker(autojump_clock: MockClock) -> None:
     handler, observer = Switch(), RecordingObserver()
     async with stations_of(handler, breaker_failures=2, observer=observer) as stations:
@@ -188,6 +244,7 @@ async def test_the_first_answer_closes_the_breaker(autojump_clock: MockClock) ->
         assert (await closed(beside))["A"].outcome is Outcome.REJECTED
         assert (await closed(probe))["A"].outcome is Outcome.SUCCEEDED
         [event] = observer.of(StationBreakerClosed)
+        assert event.station_id == "A"
         assert event.open_s == pytest.approx(trio.current_time() - 10.0, abs=5.0)
         results = await every(0.5, stations, batches=4, first=22)
         assert {result.outcome for result in results.values()} == {Outcome.SUCCEEDED}

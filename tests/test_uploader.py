@@ -225,3 +225,9 @@ async def test_uploaders_spread_their_retries_without_being_told_to(
         await Uploader(RecordingSink([BUSY]), limit_s=60, observer=observer).deliver(report())
         pauses.add(observer.of(UploadRetried)[0].retry_in_s)
     assert len(pauses) > 1
+
+
+async def test_an_upload_says_how_many_bytes_went_out() -> None:
+    sink, observer = RecordingSink([BUSY, Accepted(sent_bytes=1234)]), RecordingObserver()
+    await uploader(sink, observer).deliver(report())
+    assert [event.sent_bytes for event in observer.of(UploadDone)] == [1234]

@@ -143,7 +143,9 @@ async def test_once_the_target_counts_as_down_batches_are_kept_without_a_try(
             await uploader.deliver(report(offset))
         assert trio.current_time() == before
         assert len(around.target.asked) <= asked + 1  # a probe
-        assert [event.attempts for event in around.observer.of(UploadKept)][1:] == [0] * 49
+        kept = around.observer.of(UploadKept)[1:]
+        assert [event.attempts for event in kept] == [0] * 49
+        assert {event.reason for event in kept} == {"the target is known to be down"}
         assert len(around.observer.of(UploadsDiverted)) == 1
         await trio.sleep(4000)
         assert sorted(around.target.got) == sorted(f"air_0_{n}_0" for n in range(50))

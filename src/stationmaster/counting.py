@@ -57,6 +57,4 @@ class Counting:
                 self.open_breakers += 1
             case StationBreakerClosed():
                 self.open_breakers -= 1
-            case _:
-                pass
         self._observer.observe(event)

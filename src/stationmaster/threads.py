@@ -72,8 +72,6 @@ class ThreadedHandler:
                     )
                 case _State.ENDED:
                     self._count_late(station)
-                case _:
-                    pass
             raise
 
     def _returned(self, call: _Call) -> None:

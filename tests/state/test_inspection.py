@@ -12,7 +12,7 @@ import pytest
 
 from stationmaster.errors import ConfigError, StoreError
 from stationmaster.state import inspection
-from stationmaster.state.inspection import is_in_use, open_state_file
+from stationmaster.state.inspection import is_in_use, one_at_a_time, open_state_file
 from stationmaster.state.rows import Chosen, Move, Summary
 from stationmaster.state.schema import migrate
 from tests.state.files import add_batch, add_letter, connect, make_state_file, open_writer
@@ -164,6 +164,25 @@ def test_retry_of_all_goes_page_by_page(path: Path, monkeypatch: pytest.MonkeyPa
     assert rows_of(path, "SELECT count(*) FROM outbox WHERE next_try <> 0") == [(0,)]
 
 
+@pytest.mark.parametrize(("name", "bound"), [("PAGE_ROWS", 3), ("PAGE_BYTES", 300)])
+def test_retry_of_all_writes_no_more_than_a_page_in_a_transaction(
+    path: Path, monkeypatch: pytest.MonkeyPatch, name: str, bound: int
+) -> None:
+    with connect(path) as db:
+        for number in range(8):
+            add_batch(db, f"b-{number}", body=b"x" * 100, next_try=99.0)
+    monkeypatch.setattr(inspection, name, bound)
+    written: list[str] = []
+
+    with open_state_file(path, writable=True) as state:
+        state._connection.set_trace_callback(written.append)
+        assert state.retry_all() == 8
+
+    words = [text.split()[0] for text in written if not text.startswith("SELECT")]
+    page = ["BEGIN", *["UPDATE"] * 3, "COMMIT"]
+    assert words == [*page, *page, "BEGIN", *["UPDATE"] * 2, "COMMIT"]
+
+
 # ------------------------------------------------------------------------------------------------------- dead letters
 
 
@@ -298,6 +317,16 @@ def test_a_record_is_not_moved_into_the_outbox(path: Path) -> None:
         assert len(list(state.letters())) == 1
 
 
+def test_an_upload_without_a_body_counts_as_gone(path: Path) -> None:
+    with connect(path) as db:
+        add_letter(db, offset=1, reason="rejected-upload", batch_id="b-1", value=None)
+
+    with open_state_file(path, writable=True) as state:
+        assert state.move_to_outbox(1, max_bytes=10**9) is Move.GONE
+        assert [row.seq for row in state.letters()] == [1]
+        assert not list(state.outbox())
+
+
 def test_a_full_outbox_leaves_the_letter_where_it_is(path: Path) -> None:
     with connect(path) as db:
         add_batch(db, "b-0", body=b"x" * 90)
@@ -365,3 +394,15 @@ def test_everything_works_beside_a_process_that_writes(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         migrate(db)  # nothing to do: it is as the service left it
+
+
+def test_a_second_one_is_kept_out_until_the_first_is_done(path: Path, tmp_path: Path) -> None:
+    with one_at_a_time(path):
+        with pytest.raises(StoreError) as caught, one_at_a_time(path):
+            pytest.fail("it came in")
+        assert caught.value.kind == "disk-error"
+        assert str(caught.value) == (
+            f"{path} is being requeued from by another process; try again when it is done"
+        )
+    with one_at_a_time(path), one_at_a_time(tmp_path / "missing"):
+        pass

@@ -189,6 +189,35 @@ async def test_an_operators_retry_is_a_probe_within_about_a_second(
         assert trio.current_time() - asked <= 1.0
 
 
+async def test_an_operators_retry_brings_one_probe_and_the_pauses_hold_again(
+    autojump_clock: MockClock,
+) -> None:
+    setting = Setting()
+    await setting.lay(*ids(3))
+    async with setting.open(max_backoff_s=30.0) as outbox:
+        goes_down(setting, outbox)
+        await trio.sleep(600)
+        setting.rows.retry_all()
+        await trio.sleep(1.5)
+        begun = len(setting.target.sent)
+        await trio.sleep(60)
+        assert 2 <= len(setting.target.sent) - begun <= 4  # one each 15 to 30 s
+
+
+async def test_a_probe_that_failed_is_not_the_next_one_if_there_is_another(
+    autojump_clock: MockClock,
+) -> None:
+    setting = Setting()
+    await setting.lay(*ids(2))
+    async with setting.open() as outbox:
+        goes_down(setting, outbox)
+        for _ in range(4):
+            setting.rows.retry_all()  # due at once, both of them: the first would be first again
+            await trio.sleep(1.5)
+        assert len(setting.target.sent) >= 4
+        assert all(one != another for one, another in pairwise(setting.target.ids()))
+
+
 async def test_an_operators_retry_during_a_probe_that_fails_is_a_probe_right_after_it(
     autojump_clock: MockClock,
 ) -> None:
@@ -228,6 +257,16 @@ async def test_what_retry_after_asks_of_direct_uploads_delays_the_probe(
         outbox.note(TryAgain(reason="503", retry_after_s=20.0))
         await setting.target.accepted.wait_value(1)
         assert trio.current_time() == pytest.approx(20.0)
+
+
+async def test_a_probe_goes_at_its_instant(autojump_clock: MockClock) -> None:
+    setting = Setting()
+    await setting.lay("b1")
+    await trio.sleep(64)
+    async with setting.open(failures=1) as outbox:
+        outbox.note(TryAgain(reason="503", retry_after_s=20.25))  # between two looks at the rows
+        await setting.target.accepted.wait_value(1)
+        assert trio.current_time() == 84.25
 
 
 async def test_waiting_for_a_change_ends_by_itself(autojump_clock: MockClock) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -16,6 +17,7 @@ from stationmaster.events import (
     OutboxRetried,
     StoreBlocked,
     StoreUnblocked,
+    UploadAttempted,
     UploadsDiverted,
 )
 from stationmaster.reports import encode_report
@@ -102,6 +104,35 @@ async def test_a_delivery_says_how_long_the_batch_lay_there(autojump_clock: Mock
     assert delivered.attempts == 2
     assert 100.0 < delivered.waited_s < 103.0
     assert delivered.rows_left == 0
+
+
+async def test_each_send_is_told_with_its_batch_its_time_and_its_way(
+    autojump_clock: MockClock,
+) -> None:
+    setting = Setting()
+    await setting.lay("b1")
+    setting.target.seconds = 0.25
+    async with setting.open():
+        await setting.target.accepted.wait_value(1)
+        await wait_all_tasks_blocked()
+    assert setting.observer.of(UploadAttempted) == [
+        UploadAttempted(batch_id="b1", status=200, seconds=0.25, from_outbox=True)
+    ]
+    [delivered] = setting.observer.of(OutboxDelivered)
+    assert delivered.waited_s == 0.25
+
+
+async def test_a_wall_clock_that_was_put_back_makes_no_wait_negative(
+    autojump_clock: MockClock,
+) -> None:
+    setting = Setting()
+    await setting.lay("b1")
+    setting.jump_s = -3600.0
+    async with setting.open():
+        await setting.target.accepted.wait_value(1)
+        await wait_all_tasks_blocked()
+    [delivered] = setting.observer.of(OutboxDelivered)
+    assert delivered.waited_s == 0.0
 
 
 async def test_leaving_gives_up_what_is_being_sent_and_its_row_stays(
@@ -333,8 +364,9 @@ async def test_what_was_accepted_is_not_sent_again_while_the_disk_does_not_take_
     assert setting.rows.ids() == []
     assert sorted(setting.target.ids()) == ids(20), "each of them once"
     [blocked] = setting.observer.of(StoreBlocked)
-    assert (blocked.store, blocked.kind) == ("outbox-replay", "disk-full")
+    assert blocked == StoreBlocked(store="outbox-replay", kind="disk-full", detail="no space left")
     [unblocked] = setting.observer.of(StoreUnblocked)
+    assert unblocked.store == "outbox-replay"
     assert 3599 < unblocked.blocked_s < 3602
 
 
@@ -402,3 +434,42 @@ async def test_a_disk_that_cannot_be_looked_at_is_said_once_and_looked_at_again(
         await setting.target.accepted.wait_value(1)
     assert len(setting.observer.of(StoreBlocked)) == 1
     assert len(setting.observer.of(StoreUnblocked)) == 1
+
+
+@attrs.define(eq=False, kw_only=True)
+class WatchedRows(MemoryOutboxRows):
+    """Notes when it is looked at."""
+
+    looks: list[float] = attrs.field(factory=list, init=False)
+    searches: list[float] = attrs.field(factory=list, init=False)
+
+    async def refresh(self) -> bool:  # type: ignore[explicit-override]
+        self.looks.append(trio.current_time())
+        return await super().refresh()
+
+    async def due(  # type: ignore[explicit-override]
+        self, now: float, /, *, latest: float, limit: int
+    ) -> list[KeptBatch]:
+        self.searches.append(trio.current_time())
+        return await super().due(now, latest=latest, limit=limit)
+
+
+async def test_what_others_did_is_looked_at_once_a_second_however_much_is_delivered(
+    autojump_clock: MockClock,
+) -> None:
+    setting = Setting(rows=WatchedRows())
+    await setting.lay(*ids(100))
+    setting.target.seconds = 0.05
+    async with setting.open(connections=1):
+        await setting.target.accepted.wait_value(100)
+    assert isinstance(setting.rows, WatchedRows)
+    assert setting.rows.looks == pytest.approx([0, 1, 2, 3, 4], abs=0.2)
+
+
+async def test_an_empty_outbox_is_not_searched(autojump_clock: MockClock) -> None:
+    setting = Setting(rows=WatchedRows())
+    async with setting.open():
+        await trio.sleep(60)
+    assert isinstance(setting.rows, WatchedRows)
+    assert setting.rows.searches == []
+    assert len(setting.rows.looks) == pytest.approx(60, abs=1)
