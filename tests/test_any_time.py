@@ -31,8 +31,8 @@ from stationmaster.pipeline import open_pipeline
 from stationmaster.settings import PipelineSettings
 from stationmaster.testing import MemoryOutboxRows, MemorySource, RecordingObserver, RecordingSink
 from stationmaster.testing.sink import Slow
+from tests.simulation.scheduling import seeded_scheduler
 from tests.telemetry import message_bytes
-from tests.test_core_simulation import seeded_scheduler
 from tests.test_letters import Shelf
 from tests.test_uploader import report
 from tests.test_uploader_outbox import Surroundings, Target

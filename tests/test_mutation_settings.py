@@ -1,4 +1,4 @@
-"""What the settings of the mutation testing name is there: a file that was renamed would not be mutated, or not tested."""
+"""What the settings of the mutation testing name is there: a renamed file would not be mutated, or not tested."""
 
 from __future__ import annotations
 
