@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
@@ -36,6 +36,22 @@ from tests.kafka.clients import (
 
 if TYPE_CHECKING:
     from stationmaster.abc import Withdrawn
+
+
+CLASSIC: Final[dict[str, Any]] = {
+    "group_protocol": "classic",
+    "assignor": "range",
+    "session_timeout_s": 2.0,  # the mock cluster lets members join for a second less
+    "options": {"heartbeat.interval.ms": 200},
+}
+
+
+async def read_all(source: KafkaSource, wanted: list[tuple[int, int]]) -> None:
+    """Read until every one of these has come, however often."""
+    missing = set(wanted)
+    with trio.fail_after(PATIENCE_S):
+        while missing:
+            missing.difference_update(places(await source.poll()))
 
 
 async def test_a_revoke_waits_for_what_was_handed_out_and_commits_it(
@@ -98,6 +114,23 @@ async def test_what_waits_unpolled_of_a_revoked_partition_is_dropped_and_read_by
             theirs = await read(joined, 20)
             ours = await read(source, 20)
     assert sorted(places([*theirs, *ours])) == everything(10, range(4))
+
+
+@pytest.mark.parametrize("more", [{}, CLASSIC], ids=["consumer", "classic"])
+async def test_a_partition_that_leaves_while_all_is_paused_is_read_when_it_comes_back(
+    group: Group, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(pump, "_STALL_S", 0.0)
+    group.fill(10, range(4))
+    listener = Listener()
+    settings = group.settings(max_poll_messages=10, **more)
+    async with open_kafka_source(settings, observer=listener) as source:
+        await listener.hears(SourcePaused)
+        async with open_kafka_source(group.settings(**more)) as joined:
+            await listener.hears(PartitionsRevoked)
+            await listener.hears(SourcePaused, lambda event: not event.paused)
+            await read(joined, 20)  # a member that leaves while it joins is missed only 30 s later
+        await read_all(source, everything(10, range(4)))
 
 
 @pytest.mark.slow

@@ -380,6 +380,7 @@ class Pump:
         drained = drain.is_empty
         if not self._closing:  # else closing has tried already
             drained = self.committer.send_and_wait(consumer, drain.holdings) and drained
+        self._resume_before_leaving(consumer, partitions)
         self.rebalances += bool(partitions)
         self.last_drain_s = drain_s
         self._revoking, self._assigned = False, self._settings.is_incremental
@@ -387,12 +388,22 @@ class Pump:
         event = PartitionsRevoked(partitions=keys, drain_s=drain_s, drained=drained)
         self._tell(self._handover.happened, event)
 
-    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:  # noqa: ARG002 (its signature)
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._resume_before_leaving(consumer, partitions)
         keys = self._forget(self._assignment.find_all(partitions))
         self._assigned, self._lost_at = False, time.monotonic()
         self.rebalances += bool(partitions)
         self.lost_partitions += len(keys)
         self._tell(self._handover.happened, PartitionsLost(partitions=keys))
+
+    def _resume_before_leaving(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """End the pause of what leaves: the client keeps it, even if the partition comes back after all was resumed.
+
+        Not at its return: a resume that meets the start of the fetching can be lost (librdkafka#5591). Nothing is
+        fetched meanwhile, because the client holds what it is about to take away.
+        """
+        if self.paused:
+            consumer.resume(partitions)
 
     def _forget(self, holdings: Sequence[Holding]) -> tuple[Key, ...]:
         self._assignment.forget(holdings)
