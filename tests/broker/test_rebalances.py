@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import trio
+from confluent_kafka import TopicPartition
 
 from stationmaster.errors import SourceError
 from stationmaster.events import (
@@ -16,7 +17,7 @@ from stationmaster.events import (
     SourcePaused,
     SourceRecovered,
 )
-from stationmaster.kafka import KafkaSource, open_kafka_source, pump
+from stationmaster.kafka import KafkaSource, open_kafka_source, pump, watchdog
 from stationmaster.kafka.handover import Handover
 from tests.broker.groups import PATIENCE_S, Group, Member, everything, places
 
@@ -251,6 +252,64 @@ async def test_a_pause_survives_an_assignment(broker: Broker) -> None:
                 idle.records += records
                 idle.account(records)
     assert places(busy, idle) == everything(range(4), 20)
+
+
+@pytest.mark.parametrize("kind", [COOPERATIVE, RANGE, KIP_848], ids=["coop", "range", "kip848"])
+async def test_a_partition_that_leaves_while_all_is_paused_is_read_when_it_comes_back(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, kind: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(pump, "_STALL_S", 0.1)
+    group = Group(broker, defaults=kind)
+    group.fill(10)
+    idle = Member(group, accounts=False)
+    settings = group.settings(max_poll_messages=10)
+    async with (
+        open_kafka_source(settings, observer=idle) as idle.source,
+        trio.open_nursery() as nursery,
+    ):
+        await idle.hears(SourcePaused)  # nobody polls
+        async with group.open_member(accounts=False) as other:
+            await idle.hears(PartitionsRevoked)
+            nursery.start_soon(idle.read)
+            await idle.hears(SourcePaused, lambda event: not event.paused)
+            await other.has_read(20)
+        await group.until(lambda: len({*places(idle)}) == 40)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("kind", [COOPERATIVE, RANGE, KIP_848], ids=["coop", "range", "kip848"])
+async def test_a_partition_that_stands_still_for_good_is_read_after_leaving_and_joining_again(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, kind: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(watchdog, "HOPELESS", 3)
+    group = Group(broker, defaults=kind)
+    group.fill(5)
+    silent = threading.Event()
+    house = pump.Pump._keep_house
+
+    def go_silent(self: pump.Pump, now: float) -> None:
+        if not silent.is_set():
+            self._consumer.pause(
+                [TopicPartition(group.topic, 0)]
+            )  # of which the pump knows nothing
+            silent.set()
+        house(self, now)
+
+    async with group.open_member(progress_timeout_s=0.3) as member:
+        await member.has_read(20)
+        await group.until_committed(dict.fromkeys(range(4), 5))
+        monkeypatch.setattr(pump.Pump, "_keep_house", go_silent)
+        assert await trio.to_thread.run_sync(silent.wait, PATIENCE_S)
+        count = 5
+        with trio.fail_after(PATIENCE_S):
+            while not member.of(PartitionsRevoked):
+                group.fill(1)  # more and more: a fetch under way may know the end of a single one
+                count += 1
+                await trio.sleep(0.1)
+        await member.has_read(4 * count)
+        assert len(member.of(PartitionsRevoked)) == 1
+        assert places(member) == everything(range(4), count)
+        await group.until_committed(dict.fromkeys(range(4), count))
 
 
 # ------------------------------------------------------------------------------------------------- static membership

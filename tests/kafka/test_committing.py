@@ -95,6 +95,15 @@ def test_a_refusal_is_counted_and_said_and_the_offset_stays_due() -> None:
     assert bench.said[-1] == SourceRecovered()
 
 
+def test_what_was_refused_and_has_left_is_no_trouble_any_more() -> None:
+    bench = Bench(KafkaException(KafkaError(KafkaError.REBALANCE_IN_PROGRESS)))
+    bench.account_to(1)
+    assert not bench.send_and_wait()
+    bench.assignment.forget([bench.holding])
+    bench.send()
+    assert bench.said[-1] == SourceRecovered()
+
+
 def test_with_no_broker_nothing_is_sent_since_the_client_would_hang_on_it() -> None:
     bench = Bench()
     bench.account_to(1)

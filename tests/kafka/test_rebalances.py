@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
@@ -21,7 +21,7 @@ from stationmaster.events import (
     SourceRecovered,
     SourceTrouble,
 )
-from stationmaster.kafka import KafkaSource, open_kafka_source, pump
+from stationmaster.kafka import KafkaSource, open_kafka_source, pump, watchdog
 from tests.kafka.clients import (
     PATIENCE_S,
     Group,
@@ -36,6 +36,14 @@ from tests.kafka.clients import (
 
 if TYPE_CHECKING:
     from stationmaster.abc import Withdrawn
+
+
+CLASSIC: Final[dict[str, Any]] = {
+    "group_protocol": "classic",
+    "assignor": "range",
+    "session_timeout_s": 3.5,  # the mock cluster lets the first join for 3 s, others for a second less than this
+    "options": {"heartbeat.interval.ms": 200},
+}
 
 
 async def test_a_revoke_waits_for_what_was_handed_out_and_commits_it(
@@ -98,6 +106,67 @@ async def test_what_waits_unpolled_of_a_revoked_partition_is_dropped_and_read_by
             theirs = await read(joined, 20)
             ours = await read(source, 20)
     assert sorted(places([*theirs, *ours])) == everything(10, range(4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{}, CLASSIC], ids=["consumer", "classic"])
+async def test_a_partition_that_leaves_while_all_is_paused_is_read_when_it_comes_back(
+    group: Group, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(pump, "_STALL_S", 0.0)
+    group.fill(10, range(4))
+    listener = Listener()
+    missing = set(everything(10, range(4)))
+
+    async def read_on(source: KafkaSource) -> None:
+        while missing:
+            missing.difference_update(places(await source.poll()))
+
+    settings = group.settings(max_poll_messages=10, **more)
+    with trio.fail_after(2 * PATIENCE_S):
+        async with (
+            open_kafka_source(settings, observer=listener) as source,
+            trio.open_nursery() as nursery,
+        ):
+            await listener.hears(SourcePaused)
+            async with open_kafka_source(group.settings(**more)) as joined:
+                await listener.hears(PartitionsRevoked)
+                nursery.start_soon(read_on, source)  # from here on it is never paused for long
+                await listener.hears(SourcePaused, lambda event: not event.paused)
+                await read(joined, 20)  # a member that leaves while it joins is missed 30 s later
+
+
+@pytest.mark.parametrize(
+    "more", [{}, pytest.param(CLASSIC, marks=pytest.mark.slow)], ids=["consumer", "classic"]
+)
+async def test_a_partition_that_stands_still_for_good_is_read_after_leaving_and_joining_again(
+    group: Group, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(watchdog, "HOPELESS", 3)
+    group.fill(3)
+    listener = Listener()
+    silent = threading.Event()
+
+    def go_silent(pump: pump.Pump) -> None:
+        pump._consumer.pause([TopicPartition(group.topic, 0)])  # of which the pump knows nothing
+        silent.set()
+
+    settings = group.settings(progress_timeout_s=0.3, **more)
+    async with open_kafka_source(settings, observer=listener) as source:
+        account(source, await read(source, 3))
+        await listener.hears(OffsetsCommitted)
+        in_the_thread(monkeypatch, go_silent)
+        assert await trio.to_thread.run_sync(silent.wait, PATIENCE_S)
+        with trio.fail_after(PATIENCE_S):
+            while not listener.of(PartitionsRevoked):
+                group.fill(1)  # more and more: a fetch under way may know the end of a single one
+                await trio.sleep(0.05)
+        again = await read(source, 1)
+        await listener.hears(SourceRecovered)
+        assert not source.statistics().paused
+    assert len(listener.of(PartitionsRevoked)) == 2  # the second at the end
+    assert places(again[:1]) == [(0, 3)]
+    assert {each.generation for each in again} == {2}
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import attrs
 import pytest
 
 from stationmaster.kafka.assignment import Assignment, Holding
-from stationmaster.kafka.watchdog import Watchdog
+from stationmaster.kafka.watchdog import HOPELESS, Watchdog
 
 LIMIT_S = 30.0
 MOMENT_S = 5.0
@@ -69,6 +69,20 @@ def test_what_stalls_again_without_a_record_is_stuck_until_one_comes(fetched: in
     watched.spend(1)
     assert watched.dog.stuck == []
     assert watched.dog.stalls == 2
+
+
+def test_what_stalls_eight_times_in_a_row_is_hopeless_until_a_record_comes() -> None:
+    watched = Watched()
+    holding = watched.read_to(10, end=12, fetched=10)
+    while watched.dog.stalls < HOPELESS - 1:
+        watched.spend(1)
+    told = [watched.dog.is_hopeless]
+    watched.spend(LIMIT_S + MOMENT_S + 1)
+    told.append(watched.dog.is_hopeless)
+    holding.position = 11
+    watched.spend(1)
+    told.append(watched.dog.is_hopeless)
+    assert told == [False, True, False]
 
 
 def test_a_partition_that_leaves_is_not_stuck_any_more() -> None:

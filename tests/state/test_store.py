@@ -4,10 +4,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import sqlite3
 import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ from tests.state.targets import Target
 from tests.uploads import report
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from stationmaster.state import State
 
 
@@ -498,6 +501,34 @@ async def test_a_file_that_may_only_be_read_is_a_fault(
 
     monkeypatch.setattr(schema, "migrate", refuse)
     assert "write permission" in await faults_of(path)
+
+
+@contextmanager
+def handles(left: int) -> Iterator[None]:
+    """Let this process open only so many more files."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(left + 1)]
+        for each in opened:
+            stack.callback(os.close, each)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened[left], before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 3])
+async def test_a_lack_of_file_handles_is_named_and_not_taken_for_one_of_permissions(
+    path: Path, left: int
+) -> None:
+    await trio.to_thread.run_sync(
+        time.monotonic
+    )  # its thread is there, and needs no handle any more
+    with handles(left):
+        faults = await faults_of(path)
+    assert "raise LimitNOFILE" in faults
+    assert "permission" not in faults
 
 
 async def test_a_file_that_another_process_holds_for_itself_is_an_error_that_may_pass(

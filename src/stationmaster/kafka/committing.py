@@ -52,6 +52,8 @@ class Committer:
         self._in_flight = Commit.of(holdings)
         if self._in_flight is not None:
             consumer.commit(offsets=self._in_flight.offsets, asynchronous=True)
+        else:
+            self._troubles.end((Kind.COMMIT,))  # what was refused has left, and is its next owner's
 
     def answered(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
         """Take the answer to what was sent (the client's `on_commit`)."""

@@ -13,6 +13,11 @@ Rules:
 3. Offsets are committed from here alone (`committing`), and brokers are asked from here alone (`inspection`).
 4. A revoke blocks this thread until everything handed out of those partitions is accounted for, or the drain's limit,
    or shutdown. Lost partitions are never committed.
+5. A partition that leaves is resumed first. The client keeps its pause otherwise, and it would stand still if it came
+   back after all was resumed. Not when it comes back: a resume that meets the start of its fetching can be lost
+   (librdkafka#5591). Nothing is fetched meanwhile: the client itself holds what it is about to take away.
+6. If a partition stands still although it was read again and again, the pump leaves the group and joins it again, as
+   the operator's restart would.
 """
 
 from __future__ import annotations
@@ -99,6 +104,8 @@ class Pump:
     _revoking: bool = attrs.field(default=False, init=False)
     _assigned: bool = attrs.field(default=False, init=False)
     """The group has told what is ours, and takes nothing away just now."""
+    _leaving: bool = attrs.field(default=False, init=False)
+    """It left the group, and joins again as soon as nothing is held any more."""
     _lost_at: float = attrs.field(default=-inf, init=False)
     _broken: bool = attrs.field(default=False, init=False)
     _credits: int = attrs.field(default=CREDITS, init=False)
@@ -165,12 +172,7 @@ class Pump:
         self._tell(self._handover.ended)
 
     def _pump(self) -> None:
-        self._consumer.subscribe(
-            list(self._settings.topics),
-            on_assign=self._on_assign,
-            on_revoke=self._on_revoke,
-            on_lost=self._on_lost,
-        )
+        self._join()
         while not self._stopping:
             now = self.last_turn = time.monotonic()
             self._keep_house(now)
@@ -182,12 +184,26 @@ class Pump:
             while not self._commands.empty():
                 self._obey(self._commands.get_nowait())
 
+    def _join(self) -> None:
+        self._consumer.subscribe(
+            list(self._settings.topics),
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_lost,
+        )
+
     def _keep_house(self, now: float) -> None:
         self.inspector.ask_standing()
+        if self._leaving and not self._assignment.holdings:
+            self._leaving, self._assigned, self._lost_at = False, False, now
+            self._join()
         if now >= self._next_look:
             self._next_look = now + min(self._settings.commit_interval_s, _LOOK_EVERY_S)
             self.inspector.look(now, heard=self._heard)
             self._heard = False
+            if self.inspector.watchdog.is_hopeless and not self._leaving:
+                self._leaving = True
+                self._consumer.unsubscribe()  # what is held is revoked in one of the next polls
         if now >= self._next_commit:
             self._next_commit = now + self._settings.commit_interval_s
             self.committer.send(self._consumer, self._assignment.holdings)
@@ -380,6 +396,7 @@ class Pump:
         drained = drain.is_empty
         if not self._closing:  # else closing has tried already
             drained = self.committer.send_and_wait(consumer, drain.holdings) and drained
+        consumer.resume(partitions)  # rule 5
         self.rebalances += bool(partitions)
         self.last_drain_s = drain_s
         self._revoking, self._assigned = False, self._settings.is_incremental
@@ -387,7 +404,8 @@ class Pump:
         event = PartitionsRevoked(partitions=keys, drain_s=drain_s, drained=drained)
         self._tell(self._handover.happened, event)
 
-    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:  # noqa: ARG002 (its signature)
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        consumer.resume(partitions)  # rule 5
         keys = self._forget(self._assignment.find_all(partitions))
         self._assigned, self._lost_at = False, time.monotonic()
         self.rebalances += bool(partitions)

@@ -65,8 +65,9 @@ class KafkaSettings:
     """How long a revoke may wait for what was handed out: the batches' deadline and a margin."""
     progress_timeout_s: float = 30.0
     """After this long without a record of a partition that has some, it is read again from where it stands; if that
-    does not help either, the source has the trouble `stalled`. A partition is not watched while the source is paused,
-    or so far behind that the client always has something in hand."""
+    does not help either, the source has the trouble `stalled`, and at the eighth time in a row it leaves the group and
+    joins it again. A partition is not watched while the source is paused, or so far behind that the client always has
+    something in hand."""
     close_timeout_s: float = 10.0
     """How long closing may take, the last commit included; a client that hangs longer is left behind."""
     assignor: Literal["cooperative-sticky", "range", "roundrobin"] = "cooperative-sticky"

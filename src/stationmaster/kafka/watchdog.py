@@ -9,7 +9,7 @@ Rules:
    the client fetches and keeps to itself. What the client has fetched shows in the end it knows of; a partition has
    stalled if that stays behind the broker's answer for another moment.
 4. A stalled partition is read again from its position. If it stalls once more before any record of it came, it is
-   stuck: somebody has to know.
+   stuck: somebody has to know. If reading it again does not help for long, it is hopeless: what is left is a new start.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _MOMENT: Final = 1 / 6
 """Of the limit: how long the client has for fetching what the broker told of."""
 _STUCK: Final = 2
+HOPELESS: Final = 8
+"""Stalls in a row: with the default limit nearly five minutes, since a new start costs the other partitions a pause."""
 
 
 @attrs.define(eq=False)
@@ -94,3 +96,8 @@ class Watchdog:
     def stuck(self) -> list[Holding]:
         """Those that stalled again although they were read again, as of the last look."""
         return [holding for holding, each in self._silences.items() if each.stalls >= _STUCK]
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether one of them was read again and again in vain."""
+        return any(each.stalls >= HOPELESS for each in self._silences.values())

@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Final
 
 from stationmaster.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+_HANDLES: Final = 4
+"""File, log, the log's index, and one that SQLite uses in passing."""
 
 
 @contextmanager
@@ -42,11 +46,29 @@ def locked(path: Path) -> Iterator[None]:
 
 def forbidden(path: Path, error: Exception) -> ConfigError:
     """Return what an operator can act on."""
+    if _out_of_handles():
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        fault = (
+            f"outbox.path: {path} cannot be opened: this process may have {limit} files open and has; "
+            "raise LimitNOFILE (ulimit -n)"
+        )
+        return ConfigError([fault])
     fault = (
         f"outbox.path: {path} cannot be opened for writing ({error}); "
         "this user needs write permission on it and on its folder"
     )
     return ConfigError([fault])
+
+
+def _out_of_handles() -> bool:
+    """Tell whether there are fewer than a database needs: SQLite itself does not say why it cannot open a file."""
+    with ExitStack() as stack:
+        try:
+            for _ in range(_HANDLES):
+                stack.callback(os.close, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            return error.errno == errno.EMFILE
+    return False
 
 
 def _take(path: Path, descriptor: int) -> None:
