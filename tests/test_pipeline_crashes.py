@@ -10,7 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from stationmaster.batch import Outcome
 from stationmaster.batcher import open_batcher
-from stationmaster.errors import UploadFailedError
+from stationmaster.errors import SourceError, UploadFailedError
 from stationmaster.events import BatchClosed, BatchHandlerTrouble, BatchOpened
 from stationmaster.pipeline import open_pipeline
 from stationmaster.testing import Hang, MemorySource, RecordingSink, ScriptedEmbedder, Slow
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from stationmaster.abc import Report
-    from stationmaster.batch import Batch, StationInput, StationResult
+    from stationmaster.batch import Batch, Record, StationInput, StationResult
 
 # -------------------------------------------------------------------------------------------- cancelled from outside
 
@@ -167,6 +167,30 @@ async def test_batches_beside_one_without_a_home_have_the_grace_and_no_longer(
     assert trio.current_time() == pytest.approx(17)  # the first one failed at 11
     assert setting.dropped() == ["air_1_0_0"]
     assert setting.source.committed == {}
+
+
+async def test_a_source_that_breaks_in_the_tick_of_such_a_failure_does_not_prolong_the_end(
+    autojump_clock: MockClock,
+) -> None:
+    class Breaking(MemorySource):
+        polls = 0
+
+        async def poll(self) -> list[Record]:  # type: ignore[explicit-override]
+            self.polls += 1
+            if self.polls > 1:
+                raise SourceError(
+                    "gone"
+                )  # without a checkpoint: it does not hear that it was cancelled
+            return await super().poll()
+
+    setting = Setting(0, sink=RecordingSink(otherwise=Hang()))
+    setting.source = Breaking()
+    for station_id in ("A", "B"):
+        setting.source.put("air", 0, message_bytes(station_id))
+    with pytest.RaisesGroup(SourceError, UploadFailedError, flatten_subgroups=True):
+        await setting.run(one_second, max_in_flight=1, upload_timeout_s=10, grace_s=6)
+    assert trio.current_time() == pytest.approx(17)  # the first one failed at 11
+    assert setting.dropped() == ["air_0_1_0"]
 
 
 async def test_a_bug_of_the_sink_ends_the_pipeline_and_commits_nothing_of_its_batch(

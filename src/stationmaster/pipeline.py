@@ -16,6 +16,7 @@ Rules:
 
 from __future__ import annotations
 
+import math
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -224,10 +225,12 @@ class Pipeline:
                     await self._intake.wait_idle()
                     await self._letters_kept.wait()
                     self._grace.begun.set()
-                except trio.Cancelled:
-                    # A batch or a worker ended in a bug. The batch tasks go on under their shields: give them an end.
-                    self._grace.draw_in(trio.current_time() + settings.grace_s)
-                    raise
+                finally:
+                    # Asked is the state: the source may have broken in the very tick of the cancellation.
+                    if trio.current_effective_deadline() == -math.inf:
+                        # A batch or a worker ended in a bug. The batch tasks go on under their shields: give them an
+                        # end.
+                        self._grace.draw_in(trio.current_time() + settings.grace_s)
 
     async def _keep_letters(self) -> None:
         with self._grace.shielded():
