@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from stationmaster.testing import contracts
 
 PAGE = (Path(__file__).parent.parent / "docs" / "testing.md").read_text()
@@ -36,8 +38,31 @@ def test_the_blocks_of_the_page_pass_in_the_project_that_it_describes(tmp_path: 
         assert f"test_block_{number}.py::" in done.stdout, "a block without a test shows nothing"
 
 
+COMMANDS = sorted(
+    set(re.findall(r"^\$ python -m (tests\.\w+) (.*?)(?: +#.*)?$", PAGE, re.MULTILINE))
+)
+
+
+@pytest.mark.parametrize(("module", "options"), COMMANDS, ids=lambda part: part)
+def test_a_command_of_the_page_has_the_options_that_it_is_shown_with(
+    module: str, options: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert all(option in done.stdout for option in re.findall(r"--[\w-]+", options))
+
+
 def test_there_is_no_block_that_is_not_run() -> None:
-    assert len(re.findall(r"^```\w+$", PAGE, re.MULTILINE)) == len(blocks("python")) + 1
+    known = len(blocks("python")) + len(blocks("console")) + 1
+    assert len(re.findall(r"^```\w+$", PAGE, re.MULTILINE)) == known
+    told = "".join(blocks("console")).splitlines()
+    assert {line.split()[1] for line in told} == {"python", "pip"}
+    assert {module for module, _ in COMMANDS} == {"tests.simulation", "tests.fuzzing"}
 
 
 def test_the_page_names_every_contract_suite() -> None:
