@@ -70,6 +70,8 @@ class KafkaBroker:
     def stop(self) -> None:
         """Let it hang: connections stay open and nobody answers."""
         os.kill(self.process.pid, signal.SIGSTOP)
+        # Not before all its threads stand still: on a busy machine they answer for a moment.
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def go_on(self) -> None:
         """End the hanging."""

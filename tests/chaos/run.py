@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections import Counter
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -86,7 +87,8 @@ class Watch:
 
     async def look(self) -> list[str]:
         """Return what is committed and nowhere."""
-        return await trio.to_thread.run_sync(self._look)
+        # A broker that is stopped answers late, or never: who interrupts this does not wait for it.
+        return await trio.to_thread.run_sync(self._look, abandon_on_cancel=True)
 
     def _look(self) -> list[str]:
         try:
@@ -173,8 +175,11 @@ async def _strike_all(
     began = trio.current_time()
     struck: Counter[str] = Counter()
     with order.folder.joinpath("faults.log").open("w", buffering=1) as log:
+        ended = trio.Event()
         async with trio.open_nursery() as looking, trio.open_nursery() as striking:
-            looking.start_soon(_keep_looking, order, scene, watch, faults, began)
+            looking.start_soon(
+                partial(_keep_looking, order, watch, faults, began=began, ended=ended)
+            )
             for number, fault in enumerate(plan):
                 await trio.sleep_until(began + fault.at_s)
                 line = f"{trio.current_time() - began:6.1f} s  {fault.told()}"
@@ -183,22 +188,18 @@ async def _strike_all(
                 struck[fault.kind] += 1
                 striking.start_soon(scene.strike, fault, number, name=fault.told())
             await trio.sleep_until(began + order.seconds)
-            striking.start_soon(_end, looking)
+            ended.set()
     return struck
 
 
-async def _end(nursery: trio.Nursery) -> None:
-    nursery.cancel_scope.cancel()
-    await trio.lowlevel.checkpoint()
-
-
 async def _keep_looking(
-    order: Order, scene: Scene, watch: Watch, faults: list[str], began: float
+    order: Order, watch: Watch, faults: list[str], *, began: float, ended: trio.Event
 ) -> None:
-    while True:
-        await trio.sleep(_LOOK_EVERY_S)
+    while not ended.is_set():
+        with trio.move_on_after(_LOOK_EVERY_S):
+            await ended.wait()
         faults += await watch.look()
-        order.show(_progress(watch, scene, trio.current_time() - began))
+        order.show(_progress(watch, watch.scene, trio.current_time() - began))
 
 
 def _progress(watch: Watch, scene: Scene, seconds: float) -> str:
