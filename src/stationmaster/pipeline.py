@@ -128,7 +128,8 @@ class Pipeline:
     async def wait_ending(self) -> None:
         """Wait until it begins to end: drained, cancelled, broken, or with nothing left to do.
 
-        From then on it takes `grace_s` at most, unless a handler cannot be cancelled.
+        From then on it takes `grace_s` at most, unless a handler cannot be cancelled. A source that breaks ends it
+        without haste: open batches keep their own deadlines and limits, and only then this returns.
         """
         await self._grace.begun.wait()
 

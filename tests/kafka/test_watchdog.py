@@ -85,6 +85,19 @@ def test_what_stalls_eight_times_in_a_row_is_hopeless_until_a_record_comes() -> 
     assert told == [False, True, False]
 
 
+def test_stalls_that_reading_again_has_cured_are_not_in_a_row() -> None:
+    watched = Watched()
+    holding = watched.read_to(10, end=12, fetched=10)
+    for _ in range(HOPELESS + 1):
+        holding.fetched = 10
+        assert any(watched.spend(1) for _ in range(100))
+        holding.fetched = 12  # read again it fetched what nobody gets: markers of transactions
+        watched.spend(2 * LIMIT_S)
+        assert watched.dog.stuck == []
+    assert not watched.dog.is_hopeless
+    assert watched.dog.stalls == HOPELESS + 1
+
+
 def test_a_partition_that_leaves_is_not_stuck_any_more() -> None:
     watched = Watched()
     holding = watched.read_to(10, end=12, fetched=10)

@@ -51,6 +51,8 @@ class Broker(MemorySource):
     async def poll(self) -> list[Record]:  # type: ignore[explicit-override]
         """Be quick, slow, or break."""
         dice = self.dice
+        in_time = trio.current_time() <= self.watch.drained_at
+        self.watch.check(in_time, "polled although polling was to stop")
         if dice.strikes(Fault.BURST, 0.05):
             self.burst = 10
         if self.burst:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 if TYPE_CHECKING:
+    from stationmaster.batch import Outcome
     from tests.simulation.dice import Fault
     from tests.simulation.world import History
 
@@ -25,6 +26,7 @@ class Figures:
     jobs: int = 0
     rows: int = 0
     events: int = 0
+    outcomes: Counter[Outcome] = attrs.field(factory=Counter)
     faults: Counter[Fault] = attrs.field(factory=Counter)
 
     def add(self, history: History) -> None:
@@ -38,6 +40,7 @@ class Figures:
         self.jobs += history.jobs
         self.rows += history.rows
         self.events += history.events
+        self.outcomes.update(history.outcomes)
         self.faults.update(history.faults)
 
     def lines(self) -> list[str]:
@@ -47,6 +50,10 @@ class Figures:
             f"{self.lives:,} lives of the process, {self.crashes:,} of them ended by a crash and survived",
             f"{self.batches:,} batches decided, {self.uploads:,} bodies taken by the target",
             f"{self.jobs:,} jobs of stations, {self.rows:,} rows asked of the model server",
+            "their outcomes: "
+            + ", ".join(
+                f"{outcome.value} {count:,}" for outcome, count in self.outcomes.most_common()
+            ),
             "faults that struck:",
         ]
         told += [f"  {count:>9,}  {fault.value}" for fault, count in self.faults.most_common()]

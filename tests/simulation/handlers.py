@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import trio
 
-from stationmaster.errors import BatcherError, EmbedderError
+from stationmaster.errors import (
+    BatcherError,
+    EmbedderBusyError,
+    EmbedderError,
+    EmbedderUnavailableError,
+    ProtocolError,
+    RowRejectedError,
+)
 from tests.simulation.counterparts import BAD_TEXT
 from tests.simulation.dice import Dice, Fault
 from tests.simulation.scheduling import sleep_in_thread
@@ -43,6 +50,14 @@ _STATION: Final = (
     (Fault.ANSWER_AT_DEADLINE, 0.04),
     (Fault.HELPER_FALLS, 0.01),
 )
+
+
+_FAILURES: Final = {
+    Fault.HANDLER_RAISES,
+    Fault.HANDLER_ANSWERS_NONSENSE,
+    Fault.CLEAN_UP_RAISES,
+    Fault.HELPER_FALLS,
+}
 
 
 @attrs.define(eq=False)
@@ -120,11 +135,14 @@ class Staff:
     def _now(self) -> float:
         return self.watch.now()
 
-    def _action(self, name: str) -> Fault | None:
+    def _action(self, name: str, opened: Opened) -> Fault | None:
         if name in self.dead:
             return Fault.HANDLER_HANGS
         strikes = self.dice.strikes
-        return next((fault for fault, rate in _STATION if strikes(fault, rate)), None)
+        action = next((fault for fault, rate in _STATION if strikes(fault, rate)), None)
+        if action in _FAILURES:
+            self.watch.may_fail.add((opened.number, name))
+        return action
 
     # --------------------------------------------------------------------------------------------------- one station
 
@@ -150,7 +168,7 @@ class Staff:
     async def _behave(self, station: StationInput, opened: Opened) -> Any:
         name, dice = station.station_id, self.dice
         plain = dice.plain
-        action = self._action(name)
+        action = self._action(name, opened)
         if action is Fault.HANDLER_HANGS:
             await trio.sleep_forever()
         elif action is Fault.HANDLER_SLOW:
@@ -180,26 +198,46 @@ class Staff:
             station.nursery.start_soon(self._fall, name)
             await trio.sleep(plain.random())
         else:
-            await self._ask_or_sleep(f"{name} of {opened.number}")
+            await self._ask_or_sleep(name, opened)
         return value_of(opened, name) if plain.random() < 0.97 else None
 
     async def _fall(self, name: str) -> None:
         """Fail, as a helper task of a station."""
         await trio.sleep(self.dice.plain.random() * 2)
         self.helper_fell[name] = self._now()
+        self.watch.helpers_fell.add(name)
         raise RuntimeError("a helper fell")
 
-    async def _ask_or_sleep(self, text: str) -> None:
+    async def _ask_or_sleep(self, name: str, opened: Opened) -> None:
         plain = self.dice.plain
+        text = f"{name} of {opened.number}"
         if plain.random() < 0.5:
             await trio.sleep(plain.random() * 0.2)
             return
         if self.dice.strikes(Fault.MODEL_REFUSES_ROW, 0.05):
             text += BAD_TEXT
         kept_s = plain.choice((math.inf, math.inf, 1.0))
-        vector = await self._ask(text, self._now() + kept_s)
+        try:
+            vector = await self._ask(text, self._now() + kept_s)
+        except (BatcherError, EmbedderError) as error:
+            self._failed(error, name, opened)
+            raise
         self.watch.check(vector == self.model.vector(text), "the vector of another text", text)
         self.watch.check(BAD_TEXT not in text, "a vector for what was refused", text)
+
+    def _failed(self, error: Exception, name: str, opened: Opened) -> None:
+        """Take note of an error that the batcher answered with, and look for its cause."""
+        causes = {
+            RowRejectedError: Fault.MODEL_REFUSES_ROW,
+            EmbedderBusyError: Fault.MODEL_BUSY,
+            EmbedderUnavailableError: Fault.MODEL_FAILS,
+            ProtocolError: Fault.MODEL_MISCOUNTS,
+        }
+        cause = causes.get(type(error))
+        # What is no error of the embedder is the batcher's own: its queue, or a deadline.
+        caused = self.dice.struck[cause] > 0 if cause else type(error) is not EmbedderError
+        self.watch.check(caused, "an error without a cause", repr(error))
+        self.watch.may_fail.add((opened.number, name))
 
     async def _ask(self, text: str, deadline: float) -> Any:
         self.asked += 1
@@ -220,7 +258,7 @@ class Staff:
         self.in_threads += 1
         try:
             with self._at_work(name, station.batch) as opened:
-                action = self._action(name)
+                action = self._action(name, opened)
                 if action is Fault.HANDLER_HANGS:
                     sleep_in_thread(60)
                 elif action in (Fault.HANDLER_SLOW, Fault.CLEAN_UP_SHIELDED):
@@ -242,7 +280,7 @@ class Staff:
 
     async def handle_batch(self, batch: Batch, report: Report) -> None:
         """Be `async def handle_batch(batch, report)`."""
-        watch, now = self.watch, self._now()
+        watch = self.watch
         ambient = trio.current_effective_deadline()
         limit = min(batch.deadline, watch.end)
         watch.check(ambient == limit, "the ambient deadline of a call", ambient, limit)
@@ -255,13 +293,14 @@ class Staff:
                 for name in names:
                     nursery.start_soon(self._report_one, name, batch, report)
         except* ValueError as group:
-            now = self._now()
-            raise ValueError(f"{len(group.exceptions)} of {len(names)} at {now}") from None
+            number = watch.of(batch).number
+            watch.may_fail.update((number, name) for name in names)  # those that were not reported
+            raise ValueError(f"{len(group.exceptions)} of {len(names)}") from None
 
     async def _report_one(self, name: str, batch: Batch, report: Report) -> None:
         plain, watch = self.dice.plain, self.watch
         with self._at_work(name, batch) as opened:
-            action = self._action(name)
+            action = self._action(name, opened)
             answer: Any = value_of(opened, name)
             if action is Fault.HANDLER_HANGS:
                 await trio.sleep_forever()
@@ -287,7 +326,7 @@ class Staff:
                 await trio.sleep_until(batch.deadline)
             else:
                 try:
-                    await self._ask_or_sleep(f"{name} of {opened.number}")
+                    await self._ask_or_sleep(name, opened)
                 except (BatcherError, EmbedderError) as error:
                     answer = error
             report(name, answer)
@@ -313,10 +352,14 @@ class Staff:
         self.waiting += len(texts)
         try:
             rows = await self.batcher.embed_many(texts, return_errors=True)
+        except BatcherError:
+            self.watch.may_fail.update((opened.number, name) for name in names)
+            raise
         finally:
             self.waiting -= len(texts)
         for name, text, row in zip(names, texts, rows, strict=True):
             if isinstance(row, Exception):
+                self._failed(row, name, opened)
                 report(name, row)
             else:
                 right = row == self.model.vector(text)

@@ -11,6 +11,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from stationmaster.abc import Accepted
+from stationmaster.batch import Outcome
 from stationmaster.batcher import open_batcher
 from stationmaster.errors import SourceError, UploadFailedError
 from stationmaster.pipeline import open_pipeline
@@ -94,6 +95,8 @@ class Life:
             return
         self.watch.over = False
         self.watch.at_end()
+        if world.has_hook and self.watch.outcomes[Outcome.SUCCEEDED] > 20:
+            self.watch.check(self.staff.heard, "the hook heard nothing")
         self.watch.check(not self.staff.running, "still running", self.staff.running)
         left = len(live_tasks()) - self._tasks_before
         self.watch.check(left == 0, "tasks were left behind", left)
@@ -221,6 +224,7 @@ class Life:
             return
         await trio.sleep(plain.uniform(0, 40))
         self.watch.draw_in(GRACE_S)
+        self.watch.drained_at = trio.current_time()
         if end is Fault.CANCELLED:
             around.cancel()
             return
@@ -260,6 +264,7 @@ class Life:
         check(now.in_flight <= settings.max_in_flight, "slots", now.in_flight)
         within = now.in_flight_bytes <= settings.max_in_flight_bytes or now.in_flight == 1
         check(within, "bytes in flight", now.in_flight_bytes)
+        check(now.parked_bytes <= self.world.most_parked_bytes, "parked bytes", now.parked_bytes)
         if self.staff.kind != "batch":
             check(now.live_stations <= settings.max_live, "live stations", now.live_stations)
         check(now.abandoned_threads <= settings.threads, "threads", now.abandoned_threads)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from tests.simulation.watch import BrokenError
 from tests.simulation.world import World
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Mutant:
     instead: str
     seeds: int = 60
     """Within so many it must be found."""
+    crash: str = ""
+    """The error that shows it, if that is not a broken invariant."""
 
     @contextmanager
     def at_large(self) -> Iterator[None]:
@@ -84,15 +87,16 @@ def hunt(mutant: Mutant) -> Verdict:
             try:
                 World(seed).run()
             except BaseException as error:
-                if isinstance(error, KeyboardInterrupt):
+                while isinstance(error, BaseExceptionGroup):
+                    error = error.exceptions[0]
+                if isinstance(error, BrokenError) or type(error).__name__ == mutant.crash:
+                    return Verdict(mutant=mutant, seeds=seed + 1, symptom=_words(error))
+                if not isinstance(error, Exception):
                     raise
-                return Verdict(mutant=mutant, seeds=seed + 1, symptom=_words(error))
     return Verdict(mutant=mutant, seeds=mutant.seeds)
 
 
 def _words(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
     told = error.args[1:2] or error.args[:1]  # the first of an invariant says which seed
     return f"{type(error).__name__}: {told[0] if told else ''}"[:70]
 
@@ -104,12 +108,14 @@ MUTANTS: Final = (
         "stations.station:Station._serve",
         "if now >= limit or self._cancelled_at < math.inf:",
         "if now >= limit:",
+        400,
     ),
     Mutant(
         "unsplit group",
         "stations.station:Station._work",
         "raise rest from None",
         "raise",
+        crash="ValueError",
     ),
     Mutant(
         "busy station reaped",
@@ -128,7 +134,8 @@ MUTANTS: Final = (
         "stations.registry:Stations.submit",
         "except trio.BrokenResourceError:",
         "except ZeroDivisionError:",
-        200,
+        400,
+        crash="BrokenResourceError",
     ),
     Mutant(
         "quorum of too few",
@@ -165,6 +172,24 @@ MUTANTS: Final = (
         "batch_handlers:BatchLanes._take",
         "if not self._ordered:",
         "if True:",
+    ),
+    Mutant(
+        "everybody rejected",
+        "stations.registry:Stations.submit",
+        "station.send.send_nowait(collecting)",
+        "raise trio.WouldBlock",
+    ),
+    Mutant(
+        "polled on in a drain",
+        "pipeline:Pipeline.drain",
+        "self._polling.cancel()",
+        "pass",
+    ),
+    Mutant(
+        "deaf hook",
+        "result_hook:HookQueue.put",
+        "if size <= self._bytes_left:",
+        "if False:",
     ),
     # offsets
     Mutant(
@@ -249,6 +274,12 @@ MUTANTS: Final = (
         "batcher.courier:hand_out",
         "vectors[at : at + part.rows]",
         "vectors[at + 1 : at + part.rows] + vectors[at : at + 1]",
+    ),
+    Mutant(
+        "every call failed",
+        "batcher.courier:Courier.attempt",
+        "vectors = _rows(answer, len(texts))",
+        "vectors = _rows(answer, 1 / 0)",
     ),
     Mutant(
         "rows of a busy server lost",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -75,6 +76,14 @@ class Watch:
     """The source broke, on purpose."""
     batches: int = 0
     closed: int = 0
+    outcomes: Counter[Outcome] = attrs.field(factory=Counter)
+    """Of stations, in the batches that were decided."""
+    may_fail: set[tuple[int, str]] = attrs.field(factory=set)
+    """Number of a batch, and a station, of which a handler made a failure on purpose."""
+    helpers_fell: set[str] = attrs.field(factory=set)
+    """Stations whose jobs a helper task took along, whichever job that was."""
+    drained_at: float = math.inf
+    """When polling was told to stop."""
     gone: set[tuple[str, int, int]] = attrs.field(factory=set)
     """Topic, partition and generation of what was taken away."""
     opened: dict[str, Opened] = attrs.field(factory=dict)
@@ -175,7 +184,15 @@ class Watch:
 
     def _truthful(self, report: BatchReport, opened: Opened) -> None:
         """Results are its own, and the rule that closed it holds."""
+        self.outcomes.update(result.outcome for result in report.results)
         for result in report.results:
+            name = result.station_id
+            if result.outcome is Outcome.FAILED:
+                caused = (opened.number, name) in self.may_fail
+                caused = caused or name in self.helpers_fell
+                self.check(caused, "failed without a cause", name, result.reason)
+            if result.outcome is Outcome.REJECTED:
+                self._rejected(result.reason)
             if result.outcome is Outcome.SUCCEEDED:
                 own = {"of": opened.number, "by": result.station_id}
                 self.check(result.value == own, "a result of another job", result.value, own)
@@ -190,6 +207,19 @@ class Watch:
                 self.check(answers >= quorum * waited_for - 1e-9, "no quorum", dict(counts))
         if report.closed_by is ClosedBy.DEADLINE and not report.batch.roster:
             self.check(counts[Outcome.TIMED_OUT] > 0, "the deadline closed what was complete")
+
+    def _rejected(self, reason: str) -> None:
+        """Whoever rejects had the means to."""
+        settings = self.settings
+        means = {
+            "stations.max_live": settings.max_live < 1_000,
+            "stations.breaker_failures": settings.breaker_failures > 0,
+            "does not come back": True,
+            "cannot end in time": True,
+            "DeadlineUnreachableError": True,
+        }
+        had = [have for words, have in means.items() if words in reason]
+        self.check(any(had), "rejected without a cause", reason)
 
     def at_end(self) -> None:
         """Nothing is left."""

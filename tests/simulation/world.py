@@ -26,7 +26,7 @@ from tests.simulation.watch import GRACE_S, BrokenError
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from stationmaster.batch import Batch, Record
+    from stationmaster.batch import Batch, Outcome, Record
     from tests.simulation.telemetry import Name
 
 _BOUNDARIES: Final[tuple[Boundary, ...]] = ("message", "message", "poll", "timestamp")
@@ -49,6 +49,7 @@ class History:
     jobs: int
     rows: int
     events: int
+    outcomes: Counter[Outcome]
     faults: Counter[Fault]
 
 
@@ -84,6 +85,7 @@ class World:
         self.settings = self._settings()
         self.policy = self._policy()
         self.lives = self.crashes = self.batches = self.jobs = self.asked = self.events = 0
+        self.outcomes: Counter[Outcome] = Counter()
         self._digest = hashlib.blake2b(digest_size=8)
         self._ids: dict[object, str] = {}
         self._saved: dict[str, Any] = {}
@@ -132,6 +134,12 @@ class World:
         """How many tasks a process may have besides its jobs."""
         settings = self.settings
         return settings.max_live + 2 * settings.max_in_flight + self.policy.max_in_flight + 40
+
+    @property
+    def most_parked_bytes(self) -> int:
+        """How many bytes of messages may wait for room: the bound, and one poll."""
+        largest = max(len(record.value or b"") for log in self.log._logs.values() for record in log)
+        return self.settings.max_parked_bytes + self.log.max_poll_messages * largest
 
     # ------------------------------------------------------------------------------------------------- what is watched
 
@@ -199,6 +207,7 @@ class World:
             "homes": set(self.target.homes),
             "deliveries": Counter(self.target.deliveries),
             "told": set(self.told),
+            "letters_gone": set(self.letters_gone),
         }
 
     def restore(self) -> None:
@@ -215,6 +224,7 @@ class World:
         self.target.homes = saved["homes"]
         self.target.deliveries = saved["deliveries"]
         self.told = saved["told"]
+        self.letters_gone = saved["letters_gone"]
 
     # ----------------------------------------------------------------------------------------------------------- lives
 
@@ -245,6 +255,7 @@ class World:
         self.batches += life.watch.closed
         self.jobs += life.staff.jobs
         self.asked += life.staff.asked
+        self.outcomes += life.watch.outcomes
 
     def run(self) -> History:
         """Let it happen.
@@ -272,5 +283,6 @@ class World:
             jobs=self.jobs,
             rows=self.asked,
             events=self.events,
+            outcomes=self.outcomes,
             faults=self.dice.struck,
         )

@@ -71,6 +71,8 @@ class Watchdog:
                     silence.stalls += 1
                     self.stalls += 1
                     stalled.append((holding, position))
+                else:
+                    silence.stalls = 0  # it fetches again, if only what the client keeps to itself
                 silence.since, silence.end = now, None
             self._silences[holding] = silence
         return stalled
@@ -87,8 +89,10 @@ class Watchdog:
     def answered(self, suspect: Holding, end: int | None, now: float) -> None:
         """Take note of the end of its log; None: the broker did not say, and is asked again after the limit."""
         silence = self._silences[suspect]
-        if end is None or silence.position is None or end <= silence.position:
+        if end is None:
             silence.since = now
+        elif silence.position is None or end <= silence.position:
+            silence.since, silence.stalls = now, 0
         else:
             silence.end, silence.fetched_by = end, now + self._limit_s * _MOMENT
 

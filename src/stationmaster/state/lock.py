@@ -46,10 +46,10 @@ def locked(path: Path) -> Iterator[None]:
 
 def forbidden(path: Path, error: Exception) -> ConfigError:
     """Return what an operator can act on."""
-    if _out_of_handles():
+    if getattr(error, "errno", None) not in {errno.EACCES, errno.EPERM} and _out_of_handles():
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         fault = (
-            f"outbox.path: {path} cannot be opened: this process may have {limit} files open and has; "
+            f"outbox.path: {path} cannot be opened: this process may have {limit} files open, and nearly has; "
             "raise LimitNOFILE (ulimit -n)"
         )
         return ConfigError([fault])

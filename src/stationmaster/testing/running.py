@@ -43,7 +43,7 @@ async def run_batch(
     Raises:
         ValueError: the message is refused, or names no station.
         RuntimeError: the clock is one that jumps, and the handler is a plain function, which works in a thread, or
-            uses `trio.to_thread` itself and time went by meanwhile.
+            uses `trio.to_thread` itself, with the default limiter, and time went by meanwhile.
         TypeError: the handler is of no kind that is known.
 
     What ends a service (a MemoryError of the handler, say) comes out as itself. If this is cancelled, the batch may end
