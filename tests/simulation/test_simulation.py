@@ -31,15 +31,22 @@ def test_every_invariant_holds_whatever_the_dice_say(seed: int) -> None:
     World(seed).run()
 
 
-@pytest.mark.parametrize("seed", range(1, 6), ids=lambda seed: f"seed-{seed}")
-def test_without_faults_one_life_reads_everything_and_nobody_fails(seed: int) -> None:
-    history = World(seed, faults=()).run()
+@pytest.mark.parametrize("kind", ["station", "blocking", "batch"])
+def test_without_faults_one_life_reads_everything_and_nobody_fails(kind: str) -> None:
+    # With room: where bounds are tight somebody is rejected, or finds the batcher's queue full.
+    worlds = (World(seed, faults=()) for seed in range(200))
+    world = next(
+        each
+        for each in worlds
+        if (each.kind, each.settings.max_live, each.policy.max_queue_rows) == (kind, 1_000, 1_024)
+    )
+    history = world.run()
     assert history.lives == 1
     assert not history.faults.total()
     assert history.uploads == history.batches > 0
     assert history.jobs > 100
-    failed = history.outcomes[Outcome.FAILED]
-    assert failed * 10 < history.outcomes[Outcome.SUCCEEDED], "a full queue may fail some"
+    well = {Outcome.SUCCEEDED, Outcome.NO_OUTPUT, Outcome.MISSING}
+    assert {outcome for outcome, count in history.outcomes.items() if count} <= well
 
 
 def test_one_seed_makes_one_history_in_every_process() -> None:
