@@ -229,8 +229,7 @@ class Pipeline:
                 finally:
                     # Asked is the state: the source may have broken in the very tick of the cancellation.
                     if trio.current_effective_deadline() == -math.inf:
-                        # A batch or a worker ended in a bug. The batch tasks go on under their shields: give them an
-                        # end.
+                        # A batch or a worker ended in a bug; batch tasks go on under their shields: give them an end.
                         self._grace.draw_in(trio.current_time() + settings.grace_s)
 
     async def _keep_letters(self) -> None:
