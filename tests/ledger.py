@@ -11,6 +11,7 @@ import json
 import random
 import sqlite3
 import threading
+import time
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -29,6 +30,7 @@ Place: TypeAlias = tuple[int, int]
 
 STATIONS: Final = 300
 FLUSH_S: Final = 60.0
+_LOOK_S: Final = 0.1
 
 
 class Kind(enum.Enum):
@@ -82,6 +84,7 @@ class Ledger:
     unanswered: int = attrs.field(default=0, init=False)
     """Records of which the broker has said nothing up to the end."""
     _stop: threading.Event = attrs.field(factory=threading.Event, init=False)
+    _given_up: threading.Event = attrs.field(factory=threading.Event, init=False)
     _thread: threading.Thread | None = attrs.field(default=None, init=False)
 
     def finish(self) -> None:
@@ -119,7 +122,11 @@ class Ledger:
             producer.produce(self.topic, content.value, partition=partition, on_delivery=note)
             producer.poll(0)
             number += 1
-        self.unanswered = producer.flush(FLUSH_S)
+        deadline = time.monotonic() + FLUSH_S
+        while (left := producer.flush(_LOOK_S)) and time.monotonic() < deadline:
+            if self._given_up.is_set():
+                break
+        self.unanswered = left
 
     def _note(self, content: Content, error: KafkaError | None, message: Message) -> None:
         if error is not None:
@@ -135,7 +142,7 @@ class Ledger:
 def open_ledger(
     bootstrap: str, topic: str, *, partitions: int, per_s: float, seed: int
 ) -> Iterator[Ledger]:
-    """Produce so many records a second until `finish`, or the block ends."""
+    """Produce so many records a second until `finish`, or the block ends: that does not wait for the broker's word."""
     ledger = Ledger(topic, partitions)
     arguments = (bootstrap, per_s, random.Random(seed))
     ledger._thread = threading.Thread(target=ledger._run, args=arguments, name=f"ledger {topic}")
@@ -144,6 +151,7 @@ def open_ledger(
         yield ledger
     finally:
         ledger._stop.set()
+        ledger._given_up.set()  # who leaves without `finish` is cancelled or fails, and the broker may be gone
         ledger._thread.join(2 * FLUSH_S)
 
 

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -20,8 +21,11 @@ from confluent_kafka import Producer
 from tests.chaos.machine import Clock, UnavailableError, build_clock
 from tests.chaos.parts import ROOT, End, Part
 from tests.chaos.wires import http_answer, open_http_relay, open_kafka_relay
+from tests.ledger import FLUSH_S, Content, Kind, open_ledger
 
 if TYPE_CHECKING:
+    import random
+
     from tests.kafka_broker import KafkaBroker
 
 pytestmark = pytest.mark.once
@@ -87,6 +91,31 @@ def test_a_client_of_a_kafka_relay_knows_no_other_way_to_the_broker(
         assert client.flush(0.5) == 1
         relay.mend()
         assert client.flush(10) == 0
+
+
+def test_a_ledger_that_is_given_up_does_not_wait_for_its_broker(
+    kafka_broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = kafka_broker.create_topic()
+    drawn = threading.Event()
+
+    def draw(number: int, _dice: random.Random) -> Content:
+        if number == 3:
+            drawn.set()
+        return Content(kind=Kind.EMPTY, value=b"{}")
+
+    monkeypatch.setattr("tests.ledger.draw", draw)
+    kafka_broker.stop()
+    try:
+        with open_ledger(
+            kafka_broker.bootstrap_servers, topic, partitions=4, per_s=100, seed=1
+        ) as given_up:
+            assert drawn.wait(20)
+            began = time.monotonic()
+        assert time.monotonic() - began < FLUSH_S
+        assert given_up.unanswered >= 3
+    finally:
+        kafka_broker.go_on()
 
 
 async def test_an_http_relay_answers_in_the_place_of_its_server(tmp_path: Path) -> None:
