@@ -1,9 +1,9 @@
 """The result hook: hears of each station's outcome beside the upload, for an older output that goes on meanwhile.
 
 `async def on_result(station, result)` is called
-1. once per station and batch, right after its outcome counted: succeeded, no output, failed or rejected. Not for what
-   came late, and not for stations that were cut by the closing of their batch or are missing: they have no result, only
-   a place in the report.
+1. once per station and batch, right after its outcome counted: succeeded, no output, failed, rejected, or timed out by
+   its job's own limit. Not for what came late, and not for stations that were cut by the closing of their batch or are
+   missing: they have no result, only a place in the report.
 2. with the result as the handler gave it. If the report turns out too large (`limits.report_bytes`), the upload names
    that station failed all the same.
 3. in a task of its own, one call at a time, in the order of the outcomes: no station, deadline or upload waits for it.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -9,6 +11,14 @@ from stationmaster.kafka import KafkaSettings, open_kafka_source
 from stationmaster.kafka.settings import key_in
 
 GOOD: dict[str, Any] = {"bootstrap_servers": "127.0.0.1:9", "group_id": "g", "topics": ("t",)}
+
+
+def test_without_the_client_the_extra_is_named() -> None:
+    code = "import sys; sys.modules['confluent_kafka'] = None; import stationmaster.kafka"
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    ).stderr
+    assert "stationmaster.kafka needs the extra: pip install 'stationmaster[kafka]'" in told
 
 
 def test_offsets_are_ours_whatever_the_options_say() -> None:

@@ -415,7 +415,7 @@ def test_rejected_uploads_can_be_moved_into_a_file_of_their_own(operator: Operat
     file = operator.folder / "bodies.jsonl"
 
     assert operator.runs("dead-letters", "requeue", "--all", "--to", str(file)) == EXIT_USAGE
-    assert "choose with --reason" in operator.err
+    assert "move the bodies first, with --reason rejected-upload" in operator.err
     words = ("--reason", "rejected-upload", "--to", str(file))
     assert operator.runs("dead-letters", "requeue", *words) == EXIT_OK
 

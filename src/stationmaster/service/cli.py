@@ -59,12 +59,11 @@ _PORT = click.option(
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="stationmaster")
 def command_line() -> None:
-    r"""Every batch leaves on time.
+    """Every batch leaves on time.
 
     Takes station telemetry from Kafka, runs every station of a batch at the same time, and uploads each batch as one
     list when all stations answered, a quorum has, or the deadline strikes.
 
-    \b
     Exit codes: 0 fine, 64 usage, 70 internal, 75 cut short (what was open comes again), 78 configuration;
     1 is the demo's: its books do not balance, or it was interrupted.
     """

@@ -117,7 +117,8 @@ class _Plan:
         """
         if self.lines_path is not None and self.records and self.uploads:
             raise click.UsageError(
-                "messages and bodies of rejected uploads do not go into one file; choose with --reason"
+                "messages and bodies of rejected uploads do not go into one file: "
+                "move the bodies first, with --reason rejected-upload"
             )
         topics = sorted({topic for _, topic in self.records})
         if not topics:
