@@ -4,10 +4,40 @@ from __future__ import annotations
 
 import socket
 import ssl
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import trio
+from trio.testing import wait_all_tasks_blocked
+
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from trio.testing import MockClock
+
+    from stationmaster.testing.server import ScriptedServer
+
+
+@asynccontextmanager
+async def passing_time(server: ScriptedServer, clock: MockClock) -> AsyncIterator[None]:
+    """Let time pass in the block, a second at once, when the next request has arrived and nothing moves any more.
+
+    So a time-out strikes when all that may come before it has come, however busy the machine is. The clock must stand
+    still otherwise.
+    """
+    known = server.requests.value
+
+    async def pass_time() -> None:
+        await server.requests.wait_value(lambda count: count > known)
+        while True:
+            await wait_all_tasks_blocked(0.01)
+            clock.jump(1.0)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pass_time)
+        yield
+        nursery.cancel_scope.cancel()
 
 
 def closed_port() -> int:
