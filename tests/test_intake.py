@@ -61,14 +61,17 @@ def test_a_batch_that_grows_takes_bytes_and_no_slot() -> None:
     assert (intake.in_flight, intake.in_flight_bytes) == (0, 0)
 
 
-async def test_a_block_until_a_change_ends_when_a_batch_leaves_or_the_stations_are_eased() -> None:
+async def test_a_block_until_a_change_ends_when_a_batch_leaves_or_it_is_worth_it_that_stations_are_eased() -> (
+    None
+):
     intake = Intake(slots=2, max_bytes=100)
     intake.enter(1)
+    worth_it = False
     ends: list[str] = []
 
     async def wait() -> None:
         for reason in ("left", "eased"):
-            with intake.until_change():
+            with intake.until_change(lambda: worth_it):
                 await trio.Event().wait()
             ends.append(reason)
 
@@ -78,6 +81,10 @@ async def test_a_block_until_a_change_ends_when_a_batch_leaves_or_the_stations_a
         intake.leave(1)
         await wait_all_tasks_blocked()
         assert ends == ["left"]
-        intake.nudge()
+        intake.ease()
+        await wait_all_tasks_blocked()
+        assert ends == ["left"]
+        worth_it = True
+        intake.ease()
     assert ends == ["left", "eased"]
-    intake.nudge()  # nobody waits any more
+    intake.ease()  # nobody waits any more

@@ -218,3 +218,21 @@ async def test_a_blocked_store_of_letters_holds_up_no_batch_that_is_open(
         setting.source.put("air", 0, b'{"stationData": [{"stationId": "Z"}]}')
         await trio.sleep(2)
         assert len(setting.sink.reports) == 4
+
+
+async def test_a_store_of_letters_that_is_blocked_for_long_lets_nothing_further_be_polled(
+    autojump_clock: MockClock,
+) -> None:
+    """None of their offsets could be committed: what waits for that would grow without end."""
+    setting = Setting(0)
+    setting.source.put("air", 1, b"poison")
+    async with setting.open(one_second, dead_letters=Shelf(opens=1000.0)):
+        for _ in range(100):
+            setting.source.put("air", 0, message_bytes("A"))
+            await trio.sleep(1)
+        assert 10 <= len(setting.sink.reports) <= 12
+        await trio.sleep_until(1000 + 5)  # the longest pause between two questions
+        assert len(setting.sink.reports) > 12
+        await trio.sleep(100)  # one station, one second each
+        assert len(setting.sink.reports) == 100
+        assert setting.committed == 100

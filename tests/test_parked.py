@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 
 from stationmaster.batch import OffsetRange
@@ -89,24 +90,33 @@ async def test_who_joins_an_open_batch_is_told_with_its_offsets(autojump_clock: 
 
 
 def test_the_bytes_that_wait_are_those_of_records_as_polled_and_of_drafts_as_parsed() -> None:
-    parked = Parked()
+    parked, each = Parked(), 256
     first, second, urgent = (record(b"x" * size, offset=size) for size in (10, 20, 400))
     for item in (first, second):
         parked.add(item, urgent=False)
     parked.add(urgent, urgent=True)
-    assert parked.size_bytes == 430
+    assert parked.size_bytes == 430 + 3 * each
     assert list(parked.records()) == [(urgent, True), (first, False)]
     parked.parsed(None, urgent=True)  # it was refused
-    assert parked.size_bytes == 30
+    assert parked.size_bytes == 30 + 2 * each
     draft = draft_batch([message("A")], by="message", group_id="")
     parked.parsed(draft, urgent=False)
-    assert parked.size_bytes == draft.size_bytes + 20
+    assert parked.size_bytes == draft.size_bytes + 20 + each
     assert list(parked.heads()) == [draft]
     parked.take(draft)
-    assert parked.size_bytes == 20
+    assert parked.size_bytes == 20 + each
     assert list(parked.records()) == [(second, False)]
     parked.parsed(None, urgent=False)
     assert (parked.size_bytes, bool(parked)) == (0, False)
+
+
+def test_what_has_no_value_counts_with_its_headers_and_something_besides() -> None:
+    parked = Parked()
+    parked.add(record(None, offset=0), urgent=False)
+    assert parked.size_bytes == 256
+    with_headers = attrs.evolve(record(None, offset=1), headers=(("name", b"x" * 1000), ("", None)))
+    parked.add(with_headers, urgent=False)
+    assert parked.size_bytes == 256 + (256 + 256 + 4 + 1000 + 256)
 
 
 def test_of_one_time_the_first_that_came_is_the_first_to_be_opened() -> None:

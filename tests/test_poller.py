@@ -15,7 +15,7 @@ from stationmaster.events import MessageRefused
 from stationmaster.intake import Intake
 from stationmaster.letters import Letters
 from stationmaster.poller import Poller
-from stationmaster.settings import PipelineSettings
+from stationmaster.settings import PipelineSettings, TopicSettings
 from stationmaster.testing import MemorySource, RecordingObserver
 from tests.telemetry import message_bytes, one
 
@@ -55,6 +55,7 @@ def poller(
     may_open: Callable[[Draft], bool] = lambda draft: True,
     observer: Observer | None = None,
 ) -> Poller:
+    letters = Letters(None, account=source.account, observer=observer or NullObserver())
     return Poller(
         source,
         opened.intake,
@@ -62,7 +63,8 @@ def poller(
         may_open=may_open,
         may_join=lambda draft: False,
         open_batch=opened.open,
-        refuse=Letters(None, account=source.account, observer=observer or NullObserver()).refuse,
+        refuse=letters.refuse,
+        until_pollable=letters.until_pollable,
     )
 
 
@@ -236,7 +238,9 @@ async def test_a_message_waits_for_bytes_but_a_huge_one_goes_alone() -> None:
     assert len(opened.drafts) == 4
 
 
-async def test_a_message_waits_until_the_stations_can_take_it_and_looks_again_when_nudged() -> None:
+async def test_a_message_waits_until_the_stations_can_take_it_and_looks_again_when_they_are_eased() -> (
+    None
+):
     intake = Intake(slots=10, max_bytes=10**6)
     opened = Opened(intake)
     may_open = False
@@ -252,12 +256,38 @@ async def test_a_message_waits_until_the_stations_can_take_it_and_looks_again_wh
         await wait_all_tasks_blocked()
         assert len(opened.drafts) == 1  # nothing else was open: nobody is asked
         assert asked == ["air_0_1_0"]
-        intake.nudge()
+        intake.ease()
         await wait_all_tasks_blocked()
         assert asked == ["air_0_1_0"] * 2
         may_open = True
-        intake.nudge()
+        intake.ease()
     assert len(opened.drafts) == 2
+
+
+async def test_stations_that_are_eased_all_the_time_keep_no_poller_from_polling() -> None:
+    """An open batch may lack what only the next polls bring."""
+
+    class Slow(MemorySource):
+        async def poll(self) -> Sequence[Record]:
+            for _ in range(20):
+                await trio.lowlevel.checkpoint()
+            return await super().poll()
+
+    roster = PipelineSettings(topics={"air": TopicSettings(by="timestamp", roster=("A",))})
+    intake = Intake(slots=1, max_bytes=10**6)
+    opened = Opened(intake)
+    source = Slow(max_poll_messages=1)
+    for hour in range(5):
+        source.put("air", 0, message_bytes("A", timestamp=f"2026-01-01T0{hour}:00:00Z"))
+    source.end()
+    polling = poller(source, opened, settings=roster)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(polling.run)
+        for _ in range(300):
+            intake.ease()
+            await trio.lowlevel.checkpoint()
+        assert polling.parked_bytes == 4 * opened.drafts[0].size_bytes
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_cancelled_poller_has_accounted_for_nothing_that_it_did_not_open() -> None:

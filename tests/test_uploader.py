@@ -125,6 +125,18 @@ async def test_retry_after_is_honoured_when_it_is_longer_than_the_own_pause(
     assert 0.1 <= own <= 0.2
 
 
+async def test_retry_after_within_the_limit_is_honoured_however_much_of_it_that_takes(
+    autojump_clock: MockClock,
+) -> None:
+    observer = RecordingObserver()
+    answers = [
+        TryAgain(reason="429", retry_after_s=40.0),
+        TryAgain(reason="429", retry_after_s=19.0),
+    ]
+    await uploader(RecordingSink(answers), observer, limit_s=60).deliver(report())
+    assert [event.retry_in_s for event in observer.of(UploadRetried)] == [40.0, 19.0]
+
+
 async def test_retry_after_beyond_the_limit_is_tried_again_within_it(
     autojump_clock: MockClock,
 ) -> None:

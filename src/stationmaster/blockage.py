@@ -23,11 +23,17 @@ class Blockage:
     _observer: Observer
     _waiting: int = attrs.field(default=0, init=False)
     _since: float = attrs.field(default=0.0, init=False)
+    _over: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
 
     @property
     def lasts(self) -> bool:
         """Whether somebody waits."""
         return self._waiting > 0
+
+    @property
+    def lasted_s(self) -> float:
+        """Seconds since the first of those who wait began to; 0 if nobody does."""
+        return trio.current_time() - self._since if self._waiting else 0.0
 
     def begin(self, error: StoreError) -> None:
         """One more waits."""
@@ -43,4 +49,10 @@ class Blockage:
         self._waiting -= 1
         if not self._waiting:
             blocked_s = trio.current_time() - self._since
+            self._over.unpark_all()
             self._observer.observe(StoreUnblocked(store=self.store, blocked_s=blocked_s))
+
+    async def wait_over(self) -> None:
+        """Wait until nobody waits."""
+        while self._waiting:
+            await self._over.park()

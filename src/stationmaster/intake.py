@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 class Intake:
@@ -23,7 +23,8 @@ class Intake:
         self.in_flight: int = 0
         self.in_flight_bytes: int = 0
         self._left = trio.lowlevel.ParkingLot()
-        self._busy_elsewhere: trio.CancelScope | None = None
+        self._elsewhere: tuple[trio.CancelScope, Callable[[], object]] | None = None
+        """Whoever does something else meanwhile, and whether to interrupt it when the stations are eased."""
 
     def has_room(self, size_bytes: int) -> bool:
         """Tell whether a slot and the bytes are free now."""
@@ -48,25 +49,34 @@ class Intake:
         """Free a slot and all the bytes of its batch."""
         self.in_flight -= 1
         self.in_flight_bytes -= size_bytes
-        self.nudge()
+        if self._left:
+            self._left.unpark_all()
+        if self._elsewhere is not None:
+            self._elsewhere[0].cancel()
+
+    def ease(self) -> None:
+        """Take note that the stations may take more than before."""
+        if self._left:
+            self._left.unpark_all()
+        if self._elsewhere is not None:
+            scope, is_worth_it = self._elsewhere
+            if is_worth_it():
+                scope.cancel()
 
     async def wait_change(self) -> None:
         """Wait until a batch leaves, or the stations are eased."""
         await self._left.park()
 
     @contextmanager
-    def until_change(self) -> Iterator[None]:
-        """Cancel the block when a batch leaves or the stations are eased; for one task at a time."""
-        with trio.CancelScope() as self._busy_elsewhere:
-            yield
-        self._busy_elsewhere = None
+    def until_change(self, is_worth_it: Callable[[], object]) -> Iterator[None]:
+        """Cancel the block when a batch leaves, or the stations are eased and that is worth it; for one task at a time.
 
-    def nudge(self) -> None:
-        """Let a waiting poller look again."""
-        if self._left:
-            self._left.unpark_all()
-        if self._busy_elsewhere is not None:
-            self._busy_elsewhere.cancel()
+        Stations are eased all the time: a block that ended each time would never get anything done.
+        """
+        with trio.CancelScope() as scope:
+            self._elsewhere = scope, is_worth_it
+            yield
+        self._elsewhere = None
 
     async def wait_idle(self) -> None:
         """Wait until no batch is open."""

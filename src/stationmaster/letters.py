@@ -4,7 +4,9 @@ Rules:
 1. A refused record waits in a channel of `_WAITING`; the poller waits when that is full, so a flood of refused records
    pauses consumption by itself.
 2. One task keeps them, as many at once as are there (up to `_GROUP`): a flood costs one write per group.
-3. A store that takes nothing is asked again, after a pause that grows to `_LONGEST_PAUSE_S`; nothing is dropped.
+3. A store that takes nothing is asked again, after a pause that grows to `_LONGEST_PAUSE_S`; nothing is dropped. For
+   `_PATIENCE_S` the good messages behind go on, then nothing further is polled: none of their offsets can be committed,
+   so what has to be remembered, and comes again after a crash, would grow without end.
 4. Without a store a refused record is only told to the observer, and counts at once.
 """
 
@@ -29,6 +31,7 @@ _WAITING = 32
 _GROUP = 64
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 5.0
+_PATIENCE_S = 10.0
 
 
 class Letters:
@@ -72,6 +75,11 @@ class Letters:
             await trio.lowlevel.checkpoint()
         else:
             await self._sender.send((_letter(record, refusal), offsets))
+
+    async def until_pollable(self) -> None:
+        """Wait while the store takes nothing, if it has done so for long."""
+        if self._blockage.lasted_s >= _PATIENCE_S:
+            await self._blockage.wait_over()
 
     def close(self) -> None:
         """No more will be refused: `run` ends when the last one is kept."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
@@ -22,6 +22,10 @@ from stationmaster.drafts import Draft
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
+
+
+# What a record, or a header, takes beside its bytes: a flood of empty ones must not count as nothing.
+_RECORD_BYTES: Final = 256
 
 
 @attrs.define(eq=False)
@@ -127,4 +131,9 @@ class Parked:
 
 
 def _size(item: Record | Draft) -> int:
-    return item.size_bytes if isinstance(item, Draft) else len(item.value or b"")
+    if isinstance(item, Draft):
+        return item.size_bytes
+    size = _RECORD_BYTES + len(item.value or b"")
+    for name, value in item.headers:
+        size += _RECORD_BYTES + len(name) + len(value or b"")
+    return size

@@ -191,7 +191,7 @@ class Pipeline:
             self._handler,
             settings=settings,
             on_result=self._on_result,
-            on_eased=self._intake.nudge,
+            on_eased=self._intake.ease,
             on_crash=batches.drop_incomplete,
             observer=self._observer,
         ) as workers:
@@ -213,6 +213,7 @@ class Pipeline:
                     may_join=batches.may_join,
                     open_batch=open_batch,
                     refuse=self._letters.refuse,
+                    until_pollable=self._letters.until_pollable,
                 )
                 tasks.start_soon(self._keep_letters, name="dead letters")
                 self._source.watch_withdrawals(batches.withdraw)

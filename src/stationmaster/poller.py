@@ -7,6 +7,7 @@ Rules:
    batches are cut by timestamp polling goes on, up to `max_parked_bytes` and one poll: what an open batch still lacks
    may stand behind what waits for a slot. Joining an open batch takes no slot.
 3. A record that is refused goes to the dead letters; it waits with the poller only while too many are on their way.
+   If their store takes nothing for long there is no further poll.
 4. Topics of high priority come first (`Parked`); the order within a partition is kept.
 5. Parsing, and joining what was parsed, is cut into slices of `_SLICE_BYTES`; a larger message is parsed in steps.
 6. Between the last look at what waits and waiting for a change there is no checkpoint: no change is missed.
@@ -47,6 +48,7 @@ class Poller:
         may_join: Callable[[Draft], bool],
         open_batch: Callable[[Draft], Awaitable[None]],
         refuse: Callable[[Record, Refusal], Awaitable[None]],
+        until_pollable: Callable[[], Awaitable[None]],
     ) -> None:
         """Join the poller to its neighbours.
 
@@ -58,6 +60,7 @@ class Poller:
             may_join: whether an open batch takes it.
             open_batch: opens it, or lets it join; returns when it is handed to the stations.
             refuse: takes a record that is no usable message; its offset is no more the poller's business.
+            until_pollable: returns at once, or when polling makes sense again.
         """
         self._source = source
         self._intake = intake
@@ -66,6 +69,7 @@ class Poller:
         self._may_join = may_join
         self._open_batch = open_batch
         self._refuse = refuse
+        self._until_pollable = until_pollable
         self._parked = Parked()
         self._has_urgent = any(rules.is_urgent for rules in settings.all_rules())
         self._polls_on = any(rules.by == "timestamp" for rules in settings.all_rules())
@@ -98,11 +102,12 @@ class Poller:
             elif self._ended or self._parked.size_bytes >= limit:
                 await self._intake.wait_change()
             else:
-                with self._intake.until_change():
+                with self._intake.until_change(self._head_with_room):
                     records = await self._poll()
             await self._park(records)
 
     async def _poll(self) -> Sequence[Record]:
+        await self._until_pollable()
         try:
             return await self._source.poll()
         except trio.EndOfChannel:
@@ -231,6 +236,11 @@ class Poller:
                 self._parked.join_no_more(draft, urgent=urgent)
             elif intake.has_bytes(draft.size_bytes):
                 return draft
+        return self._head_with_room()
+
+    def _head_with_room(self) -> Draft | None:
+        """Return what can be opened now."""
+        intake = self._intake
         for draft in self._parked.heads():
             if not intake.in_flight:
                 return draft

@@ -166,7 +166,9 @@ class Uploader:
             if self._diverts():
                 return False  # at once: this failure was one too many
             remaining = limit - now
-            pause = min(self._pause_s(answer, delivery.attempts), remaining / 2)
+            pause = self._pause_s(answer, delivery.attempts)
+            if pause >= remaining:
+                pause = remaining / 2
             if pause < _SHORTEST_PAUSE_S:
                 return False
             self._observer.observe(
