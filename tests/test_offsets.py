@@ -68,3 +68,25 @@ def test_in_any_order_of_any_cuts_the_watermark_is_the_end_of_the_contiguous_pre
         assert moved == (one.watermark != before)
         assert one.outstanding == len(offsets) - prefix
     assert one.outstanding == 0
+
+
+def test_what_is_given_back_from_the_end_is_outstanding_no_more_and_comes_below_no_watermark() -> (
+    None
+):
+    one = lease(5, 6, 7, 8)
+    for offset in (8, 7):
+        one.give_back(offset)
+    assert one.outstanding == 2
+    one.account(5, 5)
+    one.account(6, 6)
+    assert (one.watermark, one.outstanding) == (7, 0)
+    one.give_back(6)
+    assert (one.watermark, one.outstanding) == (7, 0)
+
+
+def test_what_is_given_back_before_something_else_stays_outstanding() -> None:
+    one = lease(5, 6, 7)
+    one.give_back(6)
+    one.account(7, 7)
+    one.account(5, 5)
+    assert (one.watermark, one.outstanding) == (6, 2)

@@ -119,6 +119,20 @@ def test_what_has_no_value_counts_with_its_headers_and_something_besides() -> No
     assert parked.size_bytes == 256 + (256 + 256 + 4 + 1000 + 256)
 
 
+def test_records_of_a_partition_that_leaves_are_removed_but_not_the_next_one() -> None:
+    parked = Parked()
+    draft = draft_batch([message("A")], by="message", group_id="")
+    parked.add(draft, urgent=True)
+    for offset in range(3):
+        parked.add(record(b"x", partition=1, offset=offset), urgent=False)
+        parked.add(record(b"yy", partition=2, offset=offset), urgent=False)
+    gone = parked.remove({("air", 1, 0), ("air", 0, 0)})
+    assert [(each.partition, each.offset) for each in gone] == [(1, 1), (1, 2)]
+    assert [each.partition for each, _ in parked.records()] == [1]
+    assert next(parked.heads()) is draft
+    assert parked.size_bytes == draft.size_bytes + 4 * 256 + 1 + 6
+
+
 def test_of_one_time_the_first_that_came_is_the_first_to_be_opened() -> None:
     parked = Parked()
     drafts = [

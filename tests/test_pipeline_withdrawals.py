@@ -130,3 +130,40 @@ async def test_what_was_polled_from_a_lost_partition_and_not_opened_is_never_ope
     opened = [event.batch.batch_id for event in setting.observer.of(BatchOpened)]
     assert opened == ["air_0_0_0", "air_0_1_0", "air_1_0_0"]
     assert setting.source.committed == {("air", 1): 1}
+
+
+async def test_a_revoke_does_not_wait_for_what_was_polled_and_not_opened(
+    autojump_clock: MockClock,
+) -> None:
+    setting = Setting(0)
+    for _ in range(50):
+        setting.source.put("air", 0, message_bytes("A"))  # one station: one after the other
+        setting.source.put("air", 1, message_bytes("B"))
+    async with setting.open(one_second, deadline_s=3, idle_s=100):
+        await trio.sleep(0.5)
+        begun = len(setting.observer.of(BatchOpened))
+        assert await setting.source.revoke([("air", 0)])
+        assert trio.current_time() <= 3.5
+        assert not withdrawn(setting)
+        uploaded = setting.source.committed["air", 0]
+        assert uploaded <= begun + 1
+        setting.source.end()
+        await trio.sleep(100)
+        assert setting.source.committed == {("air", 0): uploaded, ("air", 1): 50}
+
+
+async def test_what_was_given_back_at_a_revoke_comes_again_and_is_uploaded_once(
+    autojump_clock: MockClock,
+) -> None:
+    setting = Setting(0)
+    for _ in range(20):
+        setting.source.put("air", 0, message_bytes("A"))
+    async with setting.open(one_second, deadline_s=3, idle_s=100) as pipeline:
+        await trio.sleep(0.5)
+        assert await setting.source.revoke([("air", 0)])
+        setting.source.assign([("air", 0)])
+        setting.source.end()
+        await pipeline.wait_finished()
+    assert setting.committed == 20
+    assert set(setting.sink.deliveries.values()) == {1}
+    assert len(setting.sink.deliveries) == 20

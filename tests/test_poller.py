@@ -195,8 +195,14 @@ class Counting:
     def account(self, offsets: OffsetRange, /) -> None:
         self.source.account(offsets)
 
-    def watch_withdrawals(self, on_withdrawn: Callable[[Withdrawn], None], /) -> None:
-        self.source.watch_withdrawals(on_withdrawn)
+    def watch_withdrawals(
+        self,
+        on_withdrawn: Callable[[Withdrawn], None],
+        /,
+        *,
+        on_leaving: Callable[[Withdrawn], Sequence[OffsetRange]] | None = None,
+    ) -> None:
+        self.source.watch_withdrawals(on_withdrawn, on_leaving=on_leaving)
 
 
 async def test_a_message_waits_for_a_slot_and_there_is_no_next_poll_meanwhile() -> None:
@@ -268,7 +274,7 @@ async def test_stations_that_are_eased_all_the_time_keep_no_poller_from_polling(
     """An open batch may lack what only the next polls bring."""
 
     class Slow(MemorySource):
-        async def poll(self) -> Sequence[Record]:
+        async def poll(self) -> list[Record]:  # type: ignore[explicit-override]
             for _ in range(20):
                 await trio.lowlevel.checkpoint()
             return await super().poll()

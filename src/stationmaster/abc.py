@@ -98,11 +98,22 @@ class Source(Protocol):
         """
         ...
 
-    def watch_withdrawals(self, on_withdrawn: Callable[[Withdrawn], None], /) -> None:
-        """From now on call `on_withdrawn` in trio's thread whenever partitions were taken away.
+    def watch_withdrawals(
+        self,
+        on_withdrawn: Callable[[Withdrawn], None],
+        /,
+        *,
+        on_leaving: Callable[[Withdrawn], Sequence[OffsetRange]] | None = None,
+    ) -> None:
+        """From now on call these in trio's thread whenever partitions are taken away.
 
-        It gets what can no longer be committed: every (topic, partition, generation) that left, after its drain if
-        there was one. It must be quick and not raise. At most one watcher.
+        Args:
+            on_withdrawn: gets what can no longer be committed: every (topic, partition, generation) that left, after
+                its drain if there was one.
+            on_leaving: gets the same at the beginning of a drain, and returns what was polled of it and is not begun
+                yet, single records in order: the drain need not wait for those, they will not be accounted for.
+
+        Both must be quick and not raise. At most one watcher.
         """
         ...
 

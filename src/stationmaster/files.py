@@ -26,7 +26,7 @@ from stationmaster.offsets import Lease
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
     from typing import BinaryIO
 
     from stationmaster.abc import Withdrawn
@@ -100,8 +100,14 @@ class FileSource:
         if (offsets.topic, offsets.partition, offsets.generation) == (self.topic, 0, 0):
             self._lease.account(offsets.first, offsets.last)
 
-    def watch_withdrawals(self, on_withdrawn: Callable[[Withdrawn], None], /) -> None:
-        """Never calls it: nobody takes a file's lines away."""
+    def watch_withdrawals(
+        self,
+        on_withdrawn: Callable[[Withdrawn], None],
+        /,
+        *,
+        on_leaving: Callable[[Withdrawn], Sequence[OffsetRange]] | None = None,
+    ) -> None:
+        """Never calls them: nobody takes a file's lines away."""
 
     def _read_slice(self) -> None:
         """Runs in a worker thread, while the polling task waits for it: the state is in one hand at a time."""

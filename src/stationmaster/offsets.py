@@ -45,7 +45,12 @@ class Lease:
             moved = True
         return moved
 
+    def give_back(self, offset: int) -> None:
+        """Take note that nobody will work on the last record that was handed out; any other one is kept."""
+        if self._pending and self._pending[-1] == offset:
+            self._pending.pop()
+
     @property
     def outstanding(self) -> int:
-        """Records that were handed out and are not below the watermark."""
+        """Records that were handed out, were not given back, and are not below the watermark."""
         return len(self._pending)

@@ -4,7 +4,8 @@ Rules:
 1. What is urgent stands before the rest. Within that, records and drafts that are cut by message or poll keep the order
    in which they came; drafts that are cut by timestamp stand with the oldest first, because their other messages come
    from other partitions and are to meet them open.
-2. A record that is a batch of its own stays unparsed until it is next: it is smaller so.
+2. A record that is a batch of its own stays unparsed until it is next: it is smaller so. It is given back if its
+   partition leaves.
 3. Messages of one time wait together. Those whose batch is open already wait beside the others, for bytes only.
 """
 
@@ -20,7 +21,7 @@ from stationmaster.batch import Record
 from stationmaster.drafts import Draft
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
     from datetime import datetime
 
 
@@ -99,6 +100,27 @@ class Parked:
             row.appendleft(draft)
             self.size_bytes += draft.size_bytes
 
+    def remove(self, leaving: Container[tuple[str, int, int]]) -> list[Record]:
+        """Remove the records of these generations (topic, partition, generation), and return them in order.
+
+        Not the first of a row: it may be about to be parsed.
+        """
+        removed: list[Record] = []
+        for row in self._rows:
+            kept: list[Record | Draft] = []
+            for number, item in enumerate(row.in_order):
+                if (
+                    number
+                    and isinstance(item, Record)
+                    and (item.topic, item.partition, item.generation) in leaving
+                ):
+                    removed.append(item)
+                    self.size_bytes -= _size(item)
+                else:
+                    kept.append(item)
+            row.in_order = deque(kept)
+        return removed
+
     def heads(self) -> Iterator[Draft]:
         """Yield the drafts that may be opened next, in order of preference; no record may be first in its row."""
         for row in self._rows:
@@ -131,9 +153,12 @@ class Parked:
 
 
 def _size(item: Record | Draft) -> int:
-    if isinstance(item, Draft):
-        return item.size_bytes
-    size = _RECORD_BYTES + len(item.value or b"")
-    for name, value in item.headers:
+    return item.size_bytes if isinstance(item, Draft) else record_bytes(item)
+
+
+def record_bytes(record: Record) -> int:
+    """Return what a record counts as while it waits: its value, its headers, and something for itself."""
+    size = _RECORD_BYTES + len(record.value or b"")
+    for name, value in record.headers:
         size += _RECORD_BYTES + len(name) + len(value or b"")
     return size

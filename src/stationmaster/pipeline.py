@@ -216,7 +216,7 @@ class Pipeline:
                     until_pollable=self._letters.until_pollable,
                 )
                 tasks.start_soon(self._keep_letters, name="dead letters")
-                self._source.watch_withdrawals(batches.withdraw)
+                self._source.watch_withdrawals(batches.withdraw, on_leaving=self._poller.give_back)
                 self._started.set()
                 try:
                     try:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from stationmaster.batch import Refusal
+from stationmaster.batch import OffsetRange, Refusal
 from stationmaster.drafts import Draft, draft_batch
 from stationmaster.messages import parse_in_steps
 from stationmaster.parked import Parked
@@ -27,7 +27,7 @@ from stationmaster.parked import Parked
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from stationmaster.abc import Source
+    from stationmaster.abc import Source, Withdrawn
     from stationmaster.batch import Message, Record
     from stationmaster.intake import Intake
     from stationmaster.settings import PipelineSettings
@@ -88,6 +88,21 @@ class Poller:
         """Go by other rules from now on; what waits already keeps its row."""
         self._settings = settings
         self._has_urgent = any(rules.is_urgent for rules in settings.all_rules())
+
+    def give_back(self, leaving: Withdrawn) -> list[OffsetRange]:
+        """Give up what waits as a record and is of these generations; see `Source.watch_withdrawals`."""
+        given = [
+            OffsetRange(
+                topic=record.topic,
+                partition=record.partition,
+                first=record.offset,
+                last=record.offset,
+                generation=record.generation,
+            )
+            for record in self._parked.remove(frozenset(leaving))
+        ]
+        self._intake.ease()  # what waited behind them may have its turn now
+        return given
 
     async def run(self) -> None:
         """Poll until the source ends. Cancel it to stop: what is not opened yet stays uncommitted."""

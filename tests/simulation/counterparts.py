@@ -67,7 +67,11 @@ class Broker(MemorySource):
         return await super().poll()
 
     def watch_withdrawals(  # type: ignore[explicit-override]
-        self, on_withdrawn: Callable[[Withdrawn], None], /
+        self,
+        on_withdrawn: Callable[[Withdrawn], None],
+        /,
+        *,
+        on_leaving: Callable[[Withdrawn], Sequence[OffsetRange]] | None = None,
     ) -> None:
         """Let the watch know first."""
 
@@ -75,7 +79,7 @@ class Broker(MemorySource):
             self.watch.gone.update(gone)
             on_withdrawn(gone)
 
-        super().watch_withdrawals(withdrawn)
+        super().watch_withdrawals(withdrawn, on_leaving=on_leaving)
 
     def account(self, offsets: OffsetRange, /) -> None:  # type: ignore[explicit-override]
         """Check what counts, and what is committed because of it."""

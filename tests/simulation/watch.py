@@ -49,6 +49,9 @@ class Opened:
     """When it was decided, dropped or withdrawn."""
     grew: bool = False
     """Others joined it: their stations' jobs come later than its number says."""
+    shares_id: bool = False
+    """Another one was opened under its id while it was open: part of it left and came again, and it had grown. Whose
+    station answered cannot be told then."""
 
     @property
     def has_ended(self) -> bool:
@@ -121,6 +124,10 @@ class Watch:
         match event:
             case BatchOpened(batch=batch, in_flight=in_flight):
                 opened = Opened(self.batches, batch)
+                earlier = self.opened.get(batch.batch_id)
+                if earlier is not None and not earlier.has_ended:
+                    self.check(earlier.grew, "two open batches are the same", batch.batch_id)
+                    earlier.shares_id = opened.shares_id = True
                 self.batches += 1
                 self._by_entries[id(batch.entries)] = self.opened[batch.batch_id] = opened
                 self.check(not self.has_left(batch), "opened after its partitions left")
@@ -164,7 +171,8 @@ class Watch:
         self.same_id(batch)
         by_deadline = report.closed_by is ClosedBy.DEADLINE
         due = batch.deadline if by_deadline else opened.answered_at
-        on_time = abs(now - due) < _SAME_TICK_S and now - batch.deadline < _SAME_TICK_S
+        at_once = opened.shares_id or abs(now - due) < _SAME_TICK_S
+        on_time = at_once and now - batch.deadline < _SAME_TICK_S
         self.check(on_time and lateness_s < _SAME_TICK_S, "late", report.closed_by, now - due)
         self._whole(report)
         self._truthful(report, opened)

@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from stationmaster.batch import BatchReport
 from stationmaster.batcher import BatchPolicy
+from stationmaster.parked import record_bytes
 from stationmaster.reports import encode_report
 from stationmaster.settings import Boundary, PipelineSettings, TopicSettings
 from stationmaster.testing import MemoryDeadLetters, MemoryOutboxRows
@@ -138,7 +139,7 @@ class World:
     @property
     def most_parked_bytes(self) -> int:
         """How many bytes of messages may wait for room: the bound, and one poll."""
-        largest = max(len(record.value or b"") for log in self.log._logs.values() for record in log)
+        largest = max(record_bytes(record) for log in self.log._logs.values() for record in log)
         return self.settings.max_parked_bytes + self.log.max_poll_messages * largest
 
     # ------------------------------------------------------------------------------------------------- what is watched

@@ -6,7 +6,9 @@ Rules:
 2. What is accounted for under an older generation is dropped.
 3. Who watches withdrawals hears of every generation that ends, after its drain; no record of it is returned after
    that. Once the source is being left there is nobody to hear it.
-4. Callbacks from the pump never raise (there it would end trio itself): an error of the observer is kept, and raised
+4. Who watches also hears at the beginning of a drain, and gives back what it has not begun: that comes again at the
+   partition's next owner, as does what waits here.
+5. Callbacks from the pump never raise (there it would end trio itself): an error of the observer is kept, and raised
    by the next `poll` or when the source is left. After closing, polls that still arrive are dropped and counted.
 """
 
@@ -47,6 +49,9 @@ class Handover:
     commands: SimpleQueue[Command]
     holdings: dict[Key, Holding] = attrs.field(factory=dict, init=False)
     on_withdrawn: Callable[[Withdrawn], None] | None = attrs.field(default=None, init=False)
+    on_leaving: Callable[[Withdrawn], Sequence[OffsetRange]] | None = attrs.field(
+        default=None, init=False
+    )
     dropped_polls: int = attrs.field(default=0, init=False)
     has_ended: trio.Event = attrs.field(factory=trio.Event, init=False)
     _error: Exception | None = attrs.field(default=None, init=False)
@@ -129,6 +134,7 @@ class Handover:
     def revoking(self, drain: Drain) -> None:
         """Set `drain.done` as soon as nothing of these is outstanding."""
         self._drop({holding.key for holding in drain.holdings})
+        self._ask_back(drain.holdings)
         self._drains.append(drain)
         self._look_at_drains()
 
@@ -140,7 +146,16 @@ class Handover:
         if self.on_withdrawn is None or self._closed or not holdings:
             return
         try:
-            self.on_withdrawn([(*holding.key, holding.lease.generation) for holding in holdings])
+            self.on_withdrawn(_generations(holdings))
+        except Exception as error:  # noqa: BLE001 (see `happened`)
+            self.failed(error)
+
+    def _ask_back(self, holdings: Sequence[Holding]) -> None:
+        if self.on_leaving is None or self._closed or not holdings:
+            return
+        try:
+            for given in reversed(self.on_leaving(_generations(holdings))):
+                self.holdings[given.topic, given.partition].lease.give_back(given.first)
         except Exception as error:  # noqa: BLE001 (see `happened`)
             self.failed(error)
 
@@ -179,3 +194,7 @@ class Handover:
             if self._closed or drain.is_empty:
                 drain.done.set()
         self._drains = [drain for drain in self._drains if not drain.done.is_set()]
+
+
+def _generations(holdings: Sequence[Holding]) -> Withdrawn:
+    return [(*holding.key, holding.lease.generation) for holding in holdings]

@@ -117,14 +117,20 @@ class KafkaSource:
         """See `stationmaster.abc.Source.account`."""
         self._handover.account(offsets)
 
-    def watch_withdrawals(self, on_withdrawn: Callable[[Withdrawn], None], /) -> None:
+    def watch_withdrawals(
+        self,
+        on_withdrawn: Callable[[Withdrawn], None],
+        /,
+        *,
+        on_leaving: Callable[[Withdrawn], Sequence[OffsetRange]] | None = None,
+    ) -> None:
         """See `stationmaster.abc.Source.watch_withdrawals`. A later watcher takes the place of the one before.
 
         Told: partitions that were revoked (when their drain is over, in time or not) or lost, and those whose log was
         cut or made anew, which go on at once under a new generation. No record of what was told is returned by a later
         `poll`. Nothing is told once the source is being left.
         """
-        self._handover.on_withdrawn = on_withdrawn
+        self._handover.on_withdrawn, self._handover.on_leaving = on_withdrawn, on_leaving
 
     def statistics(self) -> KafkaStatistics:
         """Return how the source stands now; cheap, asks no broker."""

@@ -60,6 +60,9 @@ class MemorySource:
     _ended: bool = attrs.field(default=False, init=False)
     _error: Exception | None = attrs.field(default=None, init=False)
     _on_withdrawn: Callable[[Withdrawn], None] | None = attrs.field(default=None, init=False)
+    _on_leaving: Callable[[Withdrawn], Sequence[OffsetRange]] | None = attrs.field(
+        default=None, init=False
+    )
 
     # ------------------------------------------------------------------------------------------------- the source
 
@@ -91,9 +94,15 @@ class MemorySource:
         if not lease.outstanding:
             held.drained.set()
 
-    def watch_withdrawals(self, on_withdrawn: Callable[[Withdrawn], None], /) -> None:
+    def watch_withdrawals(
+        self,
+        on_withdrawn: Callable[[Withdrawn], None],
+        /,
+        *,
+        on_leaving: Callable[[Withdrawn], Sequence[OffsetRange]] | None = None,
+    ) -> None:
         """See `stationmaster.abc.Source.watch_withdrawals`. A later watcher takes the place of the one before."""
-        self._on_withdrawn = on_withdrawn
+        self._on_withdrawn, self._on_leaving = on_withdrawn, on_leaving
 
     # ------------------------------------------------------------------------------------------------- the broker
 
@@ -159,7 +168,7 @@ class MemorySource:
         self._changed.set()
 
     async def revoke(self, partitions: Sequence[Partition]) -> bool:
-        """Take partitions away, after what was handed out is accounted for or `drain_timeout_s` is over.
+        """Take partitions away, after what is begun of them is accounted for or `drain_timeout_s` is over.
 
         Returns:
             Whether everything was accounted for in time. If cancelled, the partitions are gone as well.
@@ -168,6 +177,12 @@ class MemorySource:
         began = trio.current_time()
         for held in leaving:
             held.closing = True
+        if self._on_leaving is not None:
+            generations = [
+                (*key, held.lease.generation) for key, held in zip(partitions, leaving, strict=True)
+            ]
+            for given in reversed(self._on_leaving(generations)):
+                self._held[given.topic, given.partition].lease.give_back(given.first)
         try:
             with trio.move_on_after(self.drain_timeout_s):
                 await trio.lowlevel.checkpoint()

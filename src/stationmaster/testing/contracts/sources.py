@@ -295,3 +295,25 @@ class BrokerSourceContract(SourceContract):
         told = [each for call in watcher.calls for each in call]
         assert len(told) == len(set(told))
         assert set(told) < {(r.topic, r.partition, r.generation) for r in records}
+
+    @in_trio
+    async def test_what_is_given_back_when_a_drain_begins_is_not_waited_for(self) -> None:
+        for partition in range(4):
+            self.put(*_numbered(3), partition=partition)
+        watcher = _Watcher()
+        async with self.open() as source:
+            records = await self.read(source, 12)
+            asked: set[tuple[str, int, int]] = set()
+
+            def give_back(leaving: Withdrawn) -> list[OffsetRange]:
+                asked.update(leaving)
+                return [
+                    _span(record)
+                    for record in records
+                    if (record.topic, record.partition, record.generation) in asked
+                ]
+
+            source.watch_withdrawals(watcher, on_leaving=give_back)
+            async with self.rival():
+                await watcher.called.wait()
+        assert set(watcher.calls[0]) <= asked
