@@ -230,7 +230,7 @@ class BatchRing:
         fresh = tuple(name for name in draft.entries if name not in place.draft.entries)
         place.draft.absorb(draft)
         place.grew = True
-        place.collector.join(fresh)
+        place.collector.join(fresh, size_bytes=draft.size_bytes)
         self._intake.grow(draft.size_bytes)
         batch_id = place.collector.batch.batch_id
         self._observer.observe(
