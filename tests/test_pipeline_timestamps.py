@@ -439,6 +439,35 @@ async def test_a_batch_handler_is_called_again_for_those_that_join(
         assert outcomes(setting.reports[0]) == dict.fromkeys(ROSTER, "succeeded")
 
 
+@pytest.mark.parametrize("hooked", [False, True])
+async def test_messages_that_join_one_by_one_do_not_use_up_the_lane_of_a_batch_handler(
+    autojump_clock: MockClock, hooked: bool
+) -> None:
+    calls: list[int] = []
+    heard: list[str] = []
+
+    async def handle_batch(batch: Batch, report: Report) -> None:
+        calls.append(len(batch.entries))
+        await trio.sleep(1)
+        for station_id in batch.entries:
+            report(station_id, {})
+
+    async def on_result(station: StationInput, result: StationResult) -> None:
+        heard.append(station.station_id)
+
+    setting = Setting(max_poll_messages=1)
+    names = [f"S{number}" for number in range(10)]
+    for number, name in enumerate(names):
+        setting.put(name, partition=number)
+    on_each = on_result if hooked else None
+    bounds = {"max_in_flight": 1, "queue_capacity": 1}
+    await setting.run(handle_batch, on_result=on_each, roster=names, **bounds)
+    assert outcomes(setting.reports[0]) == dict.fromkeys(names, "succeeded")
+    assert len(calls) == 2
+    assert sum(calls) == 10
+    assert sorted(heard) == (names if hooked else [])
+
+
 async def test_the_bound_of_the_result_hook_holds_for_what_joined_too(
     autojump_clock: MockClock,
 ) -> None:
