@@ -420,10 +420,41 @@ async def test_stations_that_join_an_open_batch_get_a_call_of_their_own() -> Non
     async with lanes_of(handle) as lanes:
         collector = opened("S1", "S2", "S3")
         await lanes.hand_over(collector, ["S1", "S3"])
+        await wait_all_tasks_blocked()
         await lanes.hand_over(collector, ["S2"])
         await lanes.hand_over(collector, [])
         await closed(collector)
     assert calls == [(["S1", "S3"], ["S1", "S3"]), (["S2"], ["S2"])]
+
+
+async def test_stations_that_join_while_a_call_of_their_batch_waits_are_called_with_it(
+    autojump_clock: MockClock,
+) -> None:
+    calls = []
+
+    async def handle(batch: Batch, report: Report) -> None:
+        calls.append((batch.batch_id, list(batch.entries)))
+        await trio.sleep(1)
+        await answer_all(batch, report)
+
+    async with lanes_of(handle, queue_capacity=2) as lanes:
+        first, second = opened("S1", "S2", "S3"), opened("S1", "S2", offset=1)
+        await lanes.hand_over(first, ["S1"])
+        await wait_all_tasks_blocked()
+        await lanes.hand_over(second, ["S1"])
+        await lanes.hand_over(first, ["S2"])
+        await lanes.hand_over(second, ["S2"])  # the lane is full, but nothing of this is one more
+        await lanes.hand_over(first, ["S3"])
+        assert len(lanes) == 3
+        results = {**await closed(second), **await closed(first)}
+        await wait_all_tasks_blocked()
+        assert len(lanes) == 0
+    assert calls == [
+        ("air_0_0_0", ["S1"]),
+        ("air_0_1_0", ["S1", "S2"]),
+        ("air_0_0_0", ["S2", "S3"]),
+    ]
+    assert {result.outcome for result in results.values()} == {Outcome.SUCCEEDED}
 
 
 class Log:

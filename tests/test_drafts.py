@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -163,3 +164,44 @@ def test_a_message_alone_is_drafted_as_among_others() -> None:
     twice.add([message({"stationId": "A", "x": 3}, offset=1)])
     assert twice.entries["A"] == ({}, {"x": 3})
     assert twice.duplicates == 2
+
+
+def test_a_message_more_costs_the_same_however_many_its_draft_holds_of_a_station() -> None:
+    one = message({"stationId": "A", "x": 1}, 7)
+    messages = [attrs.evolve(one, offset=n, follows=n - 1) for n in range(4_100)]
+    draft = draft_batch(messages[:1], by="timestamp", group_id="")
+    for each in messages[1:4_000]:
+        draft.add([each])
+    copies = 0
+    tracemalloc.start()
+    try:
+        for each in messages[4_000:]:
+            before, _ = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            draft.add([each])
+            assert list(draft.station_ids) == ["A"]
+            copies += tracemalloc.get_traced_memory()[1] - before > 4_000 * 8 / 2
+    finally:
+        tracemalloc.stop()
+    assert copies <= 2  # a list may have to move, once in a while
+    assert len(draft.entries["A"]) == len(draft.bad_entries) == 4_100
+    assert spans(draft) == [(0, 0, 4_099)]
+
+
+def test_what_is_added_after_a_look_and_before_another_joins_keeps_its_order() -> None:
+    first, *others, last = (message(*[7] * x, {"stationId": "A", "x": x}) for x in range(7))
+    draft = draft_batch([first], by="timestamp", group_id="")
+    draft.add(others[:1])
+    assert draft.entries == {"A": ({"x": 0}, {"x": 1})}
+    assert [bad.index for bad in draft.bad_entries] == [0]
+    draft.add(others[1:3])
+    other = draft_batch(others[3:4], by="timestamp", group_id="")
+    other.add(others[4:])
+    table = draft.entries
+    draft.absorb(other)
+    draft.absorb(draft_batch([last], by="timestamp", group_id=""))
+    assert draft.entries is table  # the batch that it became shares it
+    assert [reading["x"] for reading in table["A"]] == list(range(7))
+    assert [bad.index for bad in draft.bad_entries] == [n for x in range(7) for n in range(x)]
+    assert len(other.bad_entries) == 4 + 5
+    assert draft.duplicates == 6

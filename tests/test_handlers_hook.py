@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import attrs
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -148,6 +150,36 @@ async def test_room_comes_back_with_each_result_and_that_of_its_batch_with_the_l
         assert reasons(observer) == [("S3", "full"), ("S6", "full")]
         await trio.sleep(5)
     assert hook.heard == ["S0", "S1", "S2", "S4", "S5"]
+
+
+async def test_what_joins_counts_with_its_batch_from_the_next_result_to_the_last_that_waits(
+    autojump_clock: MockClock,
+) -> None:
+    hook, observer = Slow(1), RecordingObserver()
+    size = opened("S1", "S2", "S3").batch.size_bytes
+    async with hook_of(hook, observer, max_bytes=2 * size + 250) as queue:
+        for offset in range(3):
+            collector = opened("S1", "S2", "S3", offset=offset)
+            queue.overhear(collector).settle(success("S1"))
+            collector.join([], size_bytes=size)
+            queue.overhear(collector).settle(success("S2"))
+            queue.overhear(collector).settle(success("S3"))
+            assert reasons(observer) == [("S3", "full")] * (offset + 1)  # no more, no less room
+            collector.batch = attrs.evolve(collector.batch, size_bytes=2 * size)
+            await closed(collector)
+            await trio.sleep(5)
+    assert hook.heard == ["S1", "S2"] * 3
+
+
+async def test_a_batch_that_others_join_is_overheard_as_one(autojump_clock: MockClock) -> None:
+    async with hook_of(Slow(0), RecordingObserver()) as queue:
+        collector, other = opened("S1", "S2"), opened("S1", offset=1)
+        heard = queue.overhear(collector)
+        assert queue.overhear(collector) is heard
+        assert queue.overhear(other) is not heard
+        gone = weakref.ref(collector.batch)
+        del collector, heard
+        assert gone() is None  # a batch that nobody holds any more is not kept for this
 
 
 async def test_no_more_than_ten_thousand_results_wait(autojump_clock: MockClock) -> None:

@@ -18,6 +18,7 @@ from stationmaster.events import (
     BatchWithdrawn,
     EmptyBatch,
     MessageRefused,
+    ResultHookTrouble,
 )
 from stationmaster.pipeline import open_pipeline
 from stationmaster.reports import encode_report
@@ -30,8 +31,8 @@ from tests.telemetry import message_bytes
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from stationmaster.abc import Handler, Report
-    from stationmaster.batch import Batch, BatchReport, StationInput
+    from stationmaster.abc import Handler, Report, ResultHook
+    from stationmaster.batch import Batch, BatchReport, StationInput, StationResult
     from stationmaster.pipeline import Pipeline
 
 ROSTER = ["A", "B", "C"]
@@ -52,10 +53,17 @@ class Setting:
         return self.source.put(topic, partition, message_bytes(*stations, timestamp=at))
 
     @asynccontextmanager
-    async def open(self, handler: Handler = at_once, **settings: Any) -> AsyncIterator[Pipeline]:
+    async def open(
+        self,
+        handler: Handler = at_once,
+        *,
+        on_result: ResultHook | None = None,
+        **settings: Any,
+    ) -> AsyncIterator[Pipeline]:
         async with open_pipeline(
             self.source,
             handler=handler,
+            on_result=on_result,
             sink=self.sink,
             settings=PipelineSettings(**{"by": "timestamp", "roster": ROSTER, **settings}),
             observer=self.observer,
@@ -429,6 +437,55 @@ async def test_a_batch_handler_is_called_again_for_those_that_join(
         await trio.sleep(1)
         assert calls == [["A"], ["B", "C"]]
         assert outcomes(setting.reports[0]) == dict.fromkeys(ROSTER, "succeeded")
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+async def test_messages_that_join_one_by_one_do_not_use_up_the_lane_of_a_batch_handler(
+    autojump_clock: MockClock, hooked: bool
+) -> None:
+    calls: list[int] = []
+    heard: list[str] = []
+
+    async def handle_batch(batch: Batch, report: Report) -> None:
+        calls.append(len(batch.entries))
+        await trio.sleep(1)
+        for station_id in batch.entries:
+            report(station_id, {})
+
+    async def on_result(station: StationInput, result: StationResult) -> None:
+        heard.append(station.station_id)
+
+    setting = Setting(max_poll_messages=1)
+    names = [f"S{number}" for number in range(10)]
+    for number, name in enumerate(names):
+        setting.put(name, partition=number)
+    on_each = on_result if hooked else None
+    bounds = {"max_in_flight": 1, "queue_capacity": 1}
+    await setting.run(handle_batch, on_result=on_each, roster=names, **bounds)
+    assert outcomes(setting.reports[0]) == dict.fromkeys(names, "succeeded")
+    assert len(calls) == 2
+    assert sum(calls) == 10
+    assert sorted(heard) == (names if hooked else [])
+
+
+async def test_the_bound_of_the_result_hook_holds_for_what_joined_too(
+    autojump_clock: MockClock,
+) -> None:
+    async def on_result(station: StationInput, result: StationResult) -> None:
+        await trio.sleep(4)
+
+    setting = Setting(max_poll_messages=1)
+    rows = [{"stationId": name, "pad": "x" * 5_000} for name in ROSTER]
+    for row in rows:
+        setting.put(row)
+    # Its three results wait with 15,000 bytes of their batch and 15,000 of their own.
+    async with setting.open(on_result=on_result, max_in_flight_bytes=35_000):
+        await trio.sleep(1)
+        setting.put(rows[0], at=NINE)
+        await trio.sleep(1)
+        missed = setting.observer.of(ResultHookTrouble)
+    assert [(event.station_id, event.reason) for event in missed] == [("A", "full")]
+    assert missed[0].batch_id == setting.opened[1].batch_id
 
 
 # ------------------------------------------------------------------------------------------------------------- bounds

@@ -6,7 +6,8 @@ Rules:
 2. A call runs under its batch's deadline and is cancelled when the batch closes, however it closes. A scope serves one
    call only: at one per batch its cost does not count.
 3. The handler gets a copy of the batch's tables: what it does to them is its own affair. Stations that join an open
-   batch (`by = "timestamp"`) get a call of their own, with these alone.
+   batch (`by = "timestamp"`) get a call of their own, with these alone; in a lane one call for all that join while it
+   waits: a batch takes one place there, however many messages it comes in.
 4. What it never reported when the call ends is failed, by its error if there is one. What was reported stands.
 5. A report of an unknown station, or a second one, raises at the place that reports. A report after the batch was
    closed, or after the call ended, is late: counted and dropped.
@@ -44,7 +45,8 @@ class Job:
     """One call to be made."""
 
     collecting: Collecting
-    station_ids: tuple[str, ...]
+    station_ids: list[str]
+    """Grows while it waits in a lane."""
 
 
 @attrs.define(eq=False)
@@ -52,6 +54,8 @@ class Lane:
     """The batches of one topic, one call at a time."""
 
     send: trio.MemorySendChannel[Job]
+    waiting: dict[Collecting, Job] = attrs.field(factory=dict)
+    """The one call of each batch that has not begun."""
     calls: int = 0
     """Waiting, and the one that runs."""
     mean_s: float | None = None
@@ -98,10 +102,11 @@ class BatchLanes:
 
         Args:
             collecting: the batch.
-            station_ids: those of it that joined since it was handed over: they get a call of their own. None: all.
+            station_ids: those of it that joined since it was handed over: they get a call of their own, or go with the
+                one of their batch that waits in the lane. None: all.
         """
         batch = collecting.batch
-        job = Job(collecting, tuple(batch.entries if station_ids is None else station_ids))
+        job = Job(collecting, list(batch.entries if station_ids is None else station_ids))
         if job.station_ids and not self._take(job):
             reason = (
                 f"{self._queue_capacity} calls of the batch handler run or wait "
@@ -146,10 +151,15 @@ class BatchLanes:
             lane = self._lanes.get(batch.topic)
             if lane is None:
                 lane = self._start(batch.topic)
+            waiting = lane.waiting.get(job.collecting)
+            if waiting is not None:
+                waiting.station_ids.extend(job.station_ids)
+                return True
             try:
                 lane.send.send_nowait(job)
             except trio.WouldBlock:
                 return False
+            lane.waiting[job.collecting] = job
             lane.calls += 1
         self._calls += 1
         return True
@@ -162,6 +172,7 @@ class BatchLanes:
 
     async def _serve(self, lane: Lane, receive: trio.MemoryReceiveChannel[Job]) -> None:
         async for job in receive:
+            del lane.waiting[job.collecting]
             started = trio.current_time()
             if not job.collecting.closed and started < job.collecting.deadline:
                 if await self._run(job):

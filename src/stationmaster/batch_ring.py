@@ -164,7 +164,7 @@ class BatchRing:
         if self._is_withdrawn(draft.ranges):
             await trio.lowlevel.checkpoint()
             return
-        if not draft.entries and not self._settings.upload_empty:
+        if not draft.station_ids and not self._settings.upload_empty:
             batch = self._make_batch(draft, deadline=trio.current_time(), follow_up=False)
             self._observer.observe(EmptyBatch(batch=batch))
             self._account(draft)
@@ -184,7 +184,7 @@ class BatchRing:
     def _place_for(self, draft: Draft) -> OpenBatch | None:
         if draft.by != "timestamp":
             return None
-        return self._gatherings.place_for(draft.key, draft.entries)
+        return self._gatherings.place_for(draft.key, draft.station_ids)
 
     def _enter(self, draft: Draft) -> OpenBatch:
         opened = trio.current_time()
@@ -227,10 +227,10 @@ class BatchRing:
 
     def _join(self, place: OpenBatch, draft: Draft) -> tuple[str, ...]:
         """Let a draft join an open batch; return the stations that are new there."""
-        fresh = tuple(name for name in draft.entries if name not in place.draft.entries)
+        fresh = tuple(name for name in draft.station_ids if name not in place.draft.station_ids)
         place.draft.absorb(draft)
         place.grew = True
-        place.collector.join(fresh)
+        place.collector.join(fresh, size_bytes=draft.size_bytes)
         self._intake.grow(draft.size_bytes)
         batch_id = place.collector.batch.batch_id
         self._observer.observe(

@@ -61,6 +61,7 @@ class Collector:
         "deadline",
         "done",
         "opened",
+        "size_bytes",
     )
 
     def __init__(
@@ -84,6 +85,7 @@ class Collector:
             waits: whether others may join, and the roster is waited for.
         """
         self.batch: Batch = batch
+        self.size_bytes: int = batch.size_bytes
         self.deadline: float = batch.deadline
         self.opened: float = opened
         self.closed: bool = False
@@ -110,8 +112,9 @@ class Collector:
         begun: tuple[Container[str], ...] = (self._outcomes, self._running, *self._calls.values())
         return not any(name in some for name in station_ids for some in begun)
 
-    def join(self, station_ids: Iterable[str]) -> None:
-        """Expect these stations too; their data is in the batch already."""
+    def join(self, station_ids: Iterable[str], *, size_bytes: int = 0) -> None:
+        """Expect these stations too; their data, of so many bytes, is in the batch already."""
+        self.size_bytes += size_bytes
         for station_id in station_ids:
             self._absent.pop(station_id, None)
         self._expected = self._count_expected()

@@ -21,7 +21,7 @@ import attrs
 from stationmaster.batch import BadEntry, Message, OffsetRange
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import KeysView, Mapping, Sequence
     from datetime import datetime
 
     from stationmaster.settings import Boundary
@@ -53,14 +53,17 @@ class Draft:
     group_id: str
     timestamp: datetime
     """Of its first message; of all of them with `by="timestamp"`."""
-    entries: dict[str, tuple[Mapping[str, Any], ...]] = attrs.field(factory=dict, init=False)
     last_message: dict[str, Message] = attrs.field(factory=dict, init=False)
-    bad_entries: tuple[BadEntry, ...] = attrs.field(default=(), init=False)
     mislabelled: int = attrs.field(default=0, init=False)
     duplicates: int = attrs.field(default=0, init=False)
     size_bytes: int = attrs.field(default=0, init=False)
     traceparents: dict[str, None] = attrs.field(factory=dict, init=False)
     """Those of its messages, in order: a set that keeps it."""
+    _entries: dict[str, tuple[Mapping[str, Any], ...]] = attrs.field(factory=dict, init=False)
+    _again: dict[str, list[Mapping[str, Any]]] | None = attrs.field(default=None, init=False)
+    """Readings that came after those in `_entries`: to write each there costs what there is."""
+    _bad_entries: tuple[BadEntry, ...] | list[BadEntry] = attrs.field(default=(), init=False)
+    """A list while more come."""
     _runs: list[_Run] = attrs.field(factory=list, init=False)
     _latest: dict[tuple[int, int], _Run] = attrs.field(factory=dict, init=False)
     """Partition and generation -> the run that may go on."""
@@ -69,6 +72,27 @@ class Draft:
     def key(self) -> tuple[str, datetime]:
         """What messages of the same batch share, with `by="timestamp"`."""
         return self.topic, self.timestamp
+
+    @property
+    def station_ids(self) -> KeysView[str]:
+        """Whom it has readings of. To ask for no more than this costs nothing."""
+        return self._entries.keys()
+
+    @property
+    def entries(self) -> dict[str, tuple[Mapping[str, Any], ...]]:
+        """The readings of each station, in order. Once it has any it is the same table for good."""
+        if self._again is not None:
+            for station_id, readings in self._again.items():
+                self._entries[station_id] = (*self._entries[station_id], *readings)
+            self._again = None
+        return self._entries
+
+    @property
+    def bad_entries(self) -> tuple[BadEntry, ...]:
+        """Of all its messages, in order."""
+        if type(self._bad_entries) is not tuple:
+            self._bad_entries = tuple(self._bad_entries)
+        return self._bad_entries
 
     @property
     def ranges(self) -> tuple[OffsetRange, ...]:
@@ -96,12 +120,12 @@ class Draft:
 
     def add(self, messages: Sequence[Message]) -> None:
         """Join messages of its topic, in order within each partition."""
-        named = len(self.entries)
+        named = len(self._entries)
         for message in messages:
             self.last_message.update(dict.fromkeys(message.station_ids, message))
             self.duplicates += len(message.station_ids)
             if message.bad_entries:
-                self.bad_entries = (*self.bad_entries, *message.bad_entries)
+                self._add_bad(message.bad_entries)
             self.mislabelled += message.topic_differs
             self.size_bytes += message.size_bytes
             if message.traceparent is not None and len(self.traceparents) < _MOST_TRACEPARENTS:
@@ -109,7 +133,7 @@ class Draft:
             self._cover(message)
         if named or len(messages) > 1 or not self._take_over(messages[0]):
             self._gather(messages)
-        self.duplicates -= len(self.entries) - named
+        self.duplicates -= len(self._entries) - named
 
     def _take_over(self, message: Message) -> bool:
         """Let an empty draft have a message's entries at once; refuse if it names a station twice."""
@@ -119,7 +143,7 @@ class Draft:
         )
         alone = len(entries) == len(station_ids)
         if alone:
-            self.entries = entries
+            self._entries = entries
         return alone
 
     def _gather(self, messages: Sequence[Message]) -> None:
@@ -127,17 +151,31 @@ class Draft:
         for message in messages:
             for station_id, reading in zip(message.station_ids, message.readings, strict=True):
                 readings[station_id].append(reading)
-        for station_id, known in readings.items():
-            self.entries[station_id] = (*self.entries.get(station_id, ()), *known)
+        for station_id, new in readings.items():
+            if station_id not in self._entries:
+                self._entries[station_id] = tuple(new)
+                continue
+            if self._again is None:
+                self._again = {}
+            if (earlier := self._again.get(station_id)) is None:
+                self._again[station_id] = new
+            else:
+                earlier.extend(new)
+
+    def _add_bad(self, bad_entries: Sequence[BadEntry]) -> None:
+        if isinstance(self._bad_entries, tuple):
+            self._bad_entries = list(self._bad_entries)
+        self._bad_entries.extend(bad_entries)
 
     def absorb(self, other: Draft) -> None:
         """Join another draft of the same time."""
+        entries = self.entries
         for station_id, known in other.entries.items():
-            self.duplicates += station_id in self.entries
-            self.entries[station_id] = (*self.entries.get(station_id, ()), *known)
+            self.duplicates += station_id in entries
+            entries[station_id] = (*entries.get(station_id, ()), *known)
         self.last_message.update(other.last_message)
         if other.bad_entries:
-            self.bad_entries = (*self.bad_entries, *other.bad_entries)
+            self._add_bad(other.bad_entries)
         self.mislabelled += other.mislabelled
         self.duplicates += other.duplicates
         self.size_bytes += other.size_bytes
@@ -170,6 +208,8 @@ class Draft:
         self._runs.append(run)
 
     def _sorted_runs(self) -> list[_Run]:
+        if len(self._runs) == 1:
+            return self._runs
         return sorted(self._runs, key=lambda run: (run.partition, run.generation, run.first))
 
 

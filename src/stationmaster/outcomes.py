@@ -32,6 +32,11 @@ class Collecting(Protocol):
         ...
 
     @property
+    def size_bytes(self) -> int:
+        """Of its messages, those that joined included: the batch itself says so only when it closes."""
+        ...
+
+    @property
     def closed(self) -> bool:
         """Nothing counts any more."""
         ...

@@ -203,7 +203,7 @@ class Pipeline:
 
                 def may_open(draft: Draft) -> bool:
                     limit = self._settings.rules(draft.topic).deadline_s / 2
-                    return workers.expected_wait_s(draft.entries, topic=draft.topic) < limit
+                    return workers.expected_wait_s(draft.station_ids, topic=draft.topic) < limit
 
                 self._poller = Poller(
                     self._source,

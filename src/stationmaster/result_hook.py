@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, TypeAlias
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -48,15 +49,21 @@ class HookQueue:
         self._send, self._receive = trio.open_memory_channel[_Heard](_CAPACITY)
         self._in_time = trio.CancelScope()
         self._at_hand: _Heard | None = None
+        # An entry lives as long as somebody holds its value: a job, or a result that waits.
+        self._overheard: WeakValueDictionary[Collecting, _Overheard] = WeakValueDictionary()
 
     def overhear(self, collecting: Collecting) -> Collecting:
-        """Return this open batch as one whose outcomes the hook hears."""
-        return _Overheard(collecting, self)
+        """Return this open batch as one whose outcomes the hook hears: the same again for those that join it."""
+        overheard = self._overheard.get(collecting)
+        if overheard is None:
+            overheard = self._overheard[collecting] = _Overheard(collecting, self)
+        return overheard
 
     def put(self, heard: _Heard) -> None:
         """Let a result wait for the hook, or drop it. Never waits."""
         batch, _, result = heard
-        size = len(result.encoded) + (0 if batch.waiting else batch.batch.size_bytes)
+        batch_bytes = batch.size_bytes  # more than was charged when others joined it
+        size = len(result.encoded) + batch_bytes - batch.charged
         if size <= self._bytes_left:
             try:
                 self._send.send_nowait(heard)
@@ -67,6 +74,7 @@ class HookQueue:
                 return
             else:
                 batch.waiting += 1
+                batch.charged = batch_bytes
                 self._bytes_left -= size
                 return
         self._tell(heard, "full")
@@ -120,7 +128,10 @@ class HookQueue:
     def _leave(self, heard: _Heard) -> None:
         batch, _, result = heard
         batch.waiting -= 1
-        self._bytes_left += len(result.encoded) + (0 if batch.waiting else batch.batch.size_bytes)
+        self._bytes_left += len(result.encoded)
+        if not batch.waiting:
+            self._bytes_left += batch.charged
+            batch.charged = 0
 
     def _tell(self, heard: _Heard, reason: str, error: Exception | None = None) -> None:
         station = heard[1]
@@ -138,11 +149,13 @@ class _Overheard:
     """An open batch that passes on the outcomes that count."""
 
     __slots__ = (
+        "__weakref__",
         "_collecting",
         "_known",
         "_queue",
         "begin",
         "begin_call",
+        "charged",
         "end",
         "end_call",
         "waiting",
@@ -158,10 +171,16 @@ class _Overheard:
         self.end_call = collecting.end_call
         self.waiting = 0
         """Results of it that wait for the hook."""
+        self.charged = 0
+        """Bytes of the batch that count while they do."""
 
     @property
     def batch(self) -> Batch:
         return self._collecting.batch
+
+    @property
+    def size_bytes(self) -> int:
+        return self._collecting.size_bytes
 
     @property
     def closed(self) -> bool:
