@@ -120,7 +120,8 @@ class _Post:
 
         def ask() -> dict[str, int]:
             topics = self._client.list_topics(timeout=timeout_s).topics
-            return {name: len(topic.partitions) for name, topic in topics.items()}
+            counts = {name: len(topic.partitions) for name, topic in topics.items()}
+            return {name: count for name, count in counts.items() if count}
 
         answered(outcome.capture(ask))
 
@@ -221,6 +222,8 @@ class KafkaProducer:
 
     async def count_partitions(self) -> dict[str, int]:
         """Return topic -> number of partitions, of all topics that this client may see.
+
+        One that is just being created, or deleted, is listed without any: it is not there, and left out.
 
         Raises:
             StoreError: no broker answers.
