@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pytest
 import trio
+from confluent_kafka import Producer
 
 from stationmaster.batch import DeadLetter
 from stationmaster.errors import StoreError
-from stationmaster.kafka import KafkaSettings, dead_letters
+from stationmaster.kafka import KafkaSettings, dead_letters, producing
 from stationmaster.kafka.dead_letters import KafkaDeadLetters, open_kafka_dead_letters
 from stationmaster.kafka.deliveries import Delivery, Fate, Outgoing
 from stationmaster.kafka.producing import KafkaProducer
@@ -265,3 +266,28 @@ async def test_keeping_that_takes_too_long_is_a_store_error(
     async with letters_in(kafka_broker, kafka_broker.create_topic()) as opened:
         with pytest.raises(StoreError, match="did not take 1 dead letters within"):
             await opened.keep([letter()])
+
+
+async def test_a_topic_without_partitions_is_not_there_yet(
+    kafka_broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So brokers list a topic that is just being created, or deleted; the mock cluster makes its own at once.
+    topic = kafka_broker.create_topic()
+    without_partitions = [topic]
+
+    class Listing(Producer):
+        def list_topics(self, *args: Any, **more: Any) -> Any:  # type: ignore[explicit-override]  # 3.12 has override
+            told = super().list_topics(*args, **more)
+            for name in without_partitions:
+                told.topics[name].partitions.clear()
+            return told
+
+    monkeypatch.setattr(producing, "Producer", Listing)
+    async with letters_in(kafka_broker, topic) as opened:
+        with pytest.raises(StoreError, match=f"{topic} for dead letters does not exist"):
+            await opened.keep([letter()])
+
+        without_partitions.clear()
+        await opened.keep([letter()])
+
+    assert len(read_topic(kafka_broker, topic)) == 1

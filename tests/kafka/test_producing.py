@@ -6,9 +6,10 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import pytest
 import trio
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from stationmaster.errors import ConfigError, StoreError
 from stationmaster.kafka import KafkaSettings, producing
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
 
 def settings_for(servers: str, **more: Any) -> KafkaSettings:
     return KafkaSettings(bootstrap_servers=servers, group_id="g", topics=("t",), **more)
+
+
+class _Fenced(Producer):
+    """A client that met a fatal error."""
+
+    def produce(self, *_: Any, **__: Any) -> None:  # type: ignore[explicit-override]  # 3.12 has override
+        raise KafkaException(KafkaError(KafkaError._FATAL, "fenced"))
 
 
 def _wait(event: threading.Event) -> None:
@@ -295,3 +303,43 @@ def test_errors_are_sorted_by_what_can_be_done_about_them(code: int, fate: Fate)
     delivery = judge(KafkaError(code, "why"))
 
     assert delivery == Delivery(fate=fate, detail="why")
+
+
+async def test_a_new_client_that_cannot_be_made_is_tried_for_again_and_the_answers_say_so(
+    kafka_broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = kafka_broker.create_topic()
+    record = Outgoing(topic=topic, value=b"x")
+
+    def make_none(_: dict[str, Any]) -> Producer:
+        raise KafkaException(KafkaError(KafkaError._SSL, "no CA file"))
+
+    monkeypatch.setattr(producing, "Producer", _Fenced)
+    async with open_producer(settings_for(kafka_broker.bootstrap_servers)) as producer:
+        monkeypatch.setattr(producing, "Producer", make_none)
+        first, second = [(await producer.produce([record]))[0] for _ in range(2)]
+        monkeypatch.setattr(producing, "Producer", Producer)  # the file is there again
+        await producer.produce([record])  # by the old client, or by a new one already
+        (last,) = await producer.produce([record])
+
+    assert first == Delivery(fate=Fate.LATE, detail="fenced")
+    assert second.fate is Fate.LATE
+    assert second.detail.startswith("fenced (")
+    assert "no CA file" in second.detail
+    assert last == ACKNOWLEDGED
+
+
+async def test_an_error_that_nobody_foresaw_answers_what_is_open_and_costs_no_more(
+    kafka_broker: KafkaBroker,
+) -> None:
+    topic = kafka_broker.create_topic()
+    record = Outgoing(topic=topic, value=b"x")
+    senseless: Any = 5
+
+    async with open_producer(settings_for(kafka_broker.bootstrap_servers)) as producer:
+        deliveries = await producer.produce([attrs.evolve(record, key=senseless), record])
+        again = await producer.produce([record])
+
+    assert fates(deliveries) == [Fate.LATE, Fate.LATE]
+    assert "TypeError" in deliveries[0].detail
+    assert again == (ACKNOWLEDGED,)

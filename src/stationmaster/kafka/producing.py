@@ -9,7 +9,9 @@ Rules:
 2. Every record gets its answer within a bounded time: the broker's, or LATE.
 3. Records that a broker refuses for their size are sent once more, each alone: it judges a whole batch of the
    client's making, and one large record would take its neighbours with it.
-4. After an error that the client calls fatal (its idempotence is gone) a new client takes the next records.
+4. After an error that the client calls fatal (its idempotence is gone), or that nobody foresaw, a new client takes
+   the next records. If none can be made (its files are missing, no thread is to be had), the answers say so, and it
+   is tried for again after each of them, and once a second.
 """
 
 from __future__ import annotations
@@ -75,9 +77,9 @@ class _Post:
     _client: Producer = attrs.field(init=False)
     _open: list[_Job] = attrs.field(factory=list, init=False)
     _broken: bool = attrs.field(default=False, init=False)
-    """The client met a fatal error: it refuses everything from now on."""
+    """The client met a fatal error (it refuses everything from now on), or one that nobody foresaw."""
     _trouble: str = attrs.field(default="", init=False)
-    """What the client said last of its connections, since they worked."""
+    """What the client said last of its connections, since they worked, or what it failed with."""
     _stopping: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -93,12 +95,15 @@ class _Post:
             self._trouble = error.str()
 
     def run(self) -> None:
-        """Obey until stopped, then give up what is open and close."""
+        """Obey until stopped, then give up what is open and close. No error ends it: nobody would see that."""
         try:
             while not self._stopping:
-                self._obey()
-                self._client.poll(_SLICE_S if self._open else 0)
-                self._settle()
+                try:
+                    self._obey()
+                    self._client.poll(_SLICE_S if self._open else 0)
+                    self._settle()
+                except Exception as error:  # noqa: BLE001 (the thread's edge: the error goes into the answers)
+                    self._give_up(error)
         finally:
             for job in self._open:
                 job.done()
@@ -120,7 +125,8 @@ class _Post:
 
         def ask() -> dict[str, int]:
             topics = self._client.list_topics(timeout=timeout_s).topics
-            return {name: len(topic.partitions) for name, topic in topics.items()}
+            counts = {name: len(topic.partitions) for name, topic in topics.items()}
+            return {name: count for name, count in counts.items() if count}
 
         answered(outcome.capture(ask))
 
@@ -188,7 +194,16 @@ class _Post:
         if self._broken and not self._open:
             self._client.purge()
             self._client = self._make()
-            self._broken = False
+            self._broken, self._trouble = False, ""
+
+    def _give_up(self, error: Exception) -> None:
+        """Answer what is open, and want a new client: nobody knows what the old one is still good for."""
+        self._broken, self._trouble = True, f"the client failed: {error!r}"
+        late = Delivery(fate=Fate.LATE, detail=self._trouble)
+        for job in self._open:
+            job.deliveries = [delivery or late for delivery in job.deliveries]
+            job.done()
+        self._open.clear()
 
 
 @attrs.define(eq=False)
@@ -221,6 +236,8 @@ class KafkaProducer:
 
     async def count_partitions(self) -> dict[str, int]:
         """Return topic -> number of partitions, of all topics that this client may see.
+
+        One that is just being created, or deleted, is listed without any: it is not there, and left out.
 
         Raises:
             StoreError: no broker answers.

@@ -39,7 +39,7 @@ from tests.service.test_logs import TOLD
 from tests.telemetry import NOON, batch, message_bytes, record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from trio.testing import MockClock
 
@@ -428,6 +428,33 @@ def test_the_oldest_uncommitted_offset_is_told_until_its_commit() -> None:
         events.OffsetsCommitted(offsets=(OffsetRange(topic="air", partition=0, first=1, last=5),))
     )
     assert scraped["oldest_uncommitted_age_seconds"] == 0
+
+
+def joined(offset: int, generation: int) -> events.BatchJoined:
+    one = OffsetRange(topic="air", partition=0, first=offset, last=offset, generation=generation)
+    return events.BatchJoined(batch_id="b", ranges=(one,), stations=1)
+
+
+def refused(offset: int, generation: int) -> events.MessageRefused:
+    one = record(b"", offset=offset, generation=generation)
+    return events.MessageRefused(record=one, reason="not-json", detail="")
+
+
+@pytest.mark.parametrize("came", [joined, refused])
+def test_what_a_log_held_before_it_was_made_anew_does_not_wait_for_a_commit(
+    came: Callable[[int, int], events.Event],
+) -> None:
+    scraped = Scraped()
+    scraped.tell(events.PartitionsAssigned(partitions=(("air", 0),)))
+    for offset, generation in ((1_000_000, 1), (0, 2), (1_000_001, 1)):
+        scraped.clock.now += 1
+        scraped.tell(came(offset, generation))
+    scraped.tell(events.OffsetsCommitted(offsets=joined(0, 2).ranges))
+    assert scraped["oldest_uncommitted_age_seconds"] == 0
+
+    scraped.tell(came(1, 2))
+    scraped.tell(events.OffsetsCommitted(offsets=joined(1_000_000, 1).ranges))
+    assert scraped["oldest_uncommitted_age_seconds"] == 1, "an old commit is none of the new log"
 
 
 # ------------------------------------------------------------------------------------------------------------- openings

@@ -252,7 +252,11 @@ class Metrics:
             case MessageRefused(record=record):
                 self._add(d.DEAD_LETTERS, event.reason)
                 self._uncommitted.came(
-                    record.topic, record.partition, record.offset, now=self._clock()
+                    record.topic,
+                    record.partition,
+                    record.offset,
+                    now=self._clock(),
+                    generation=record.generation,
                 )
             case _:
                 assert_never(event)
@@ -260,7 +264,9 @@ class Metrics:
     def _came(self, ranges: Iterable[OffsetRange]) -> None:
         now = self._clock()
         for one in ranges:
-            self._uncommitted.came(one.topic, one.partition, one.last, now=now)
+            self._uncommitted.came(
+                one.topic, one.partition, one.last, now=now, generation=one.generation
+            )
 
     def _closed(self, report: BatchReport, lateness_s: float) -> None:
         batch, topic = report.batch, report.batch.topic
