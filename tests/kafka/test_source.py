@@ -30,6 +30,7 @@ from tests.kafka.clients import (
 )
 
 
+@pytest.mark.usefixtures("patient_questions")
 async def test_a_commit_goes_through_while_polling_goes_on(group: Group) -> None:
     listener = Listener()
     async with (
