@@ -10,9 +10,10 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,7 +25,7 @@ from tests.ledger import Kind, Stock
 from tests.processes import open_receiver
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 
     import pytest
 
@@ -80,14 +81,30 @@ class Run:
     def lines(self) -> list[str]:
         return self.log.read_text(errors="replace").splitlines()
 
-    def events(self, name: str) -> list[dict[str, Any]]:
-        """Return the log lines of one event (the last line may be cut short by a kill)."""
-        wanted = f'"event": "{name}"', f'"event":"{name}"'
+    def events(self, *names: str) -> list[dict[str, Any]]:
+        """Return the log lines of these events, in order (the last line may be cut short by a kill)."""
+        wanted = [f'"event":{space}"{name}"' for name in names for space in ("", " ")]
         return [
             json.loads(line)
             for line in self.lines()
             if line.endswith("}") and any(each in line for each in wanted)
         ]
+
+    def lost_batches(self) -> set[str]:
+        """Return the ids of its batches of partitions that were taken from it without a drain."""
+        opened: dict[str, set[str]] = {}
+        lost: set[str] = set()
+        for event in self.events("batch created", "partitions lost"):
+            if event["event"] == "batch created":
+                batch_id, topic = (
+                    event["batch_id"],
+                    event["topic"],
+                )  # topic_partition_offset_timestamp
+                partition = batch_id.removeprefix(f"{topic}_").partition("_")[0]
+                opened.setdefault(f"{topic}/{partition}", set()).add(batch_id)
+            else:
+                lost = lost.union(*(opened.get(place, ()) for place in event["partitions"]))
+        return lost
 
 
 @attrs.define(eq=False)
@@ -219,10 +236,24 @@ class Scene:
             f"{len(self.stock().kept)} batches in outboxes"
         )
 
-    def runs_again(self) -> int:
-        """Return how many runs of the handler were for a record and station that had one before."""
-        done = (self.folder / "runs").read_text().splitlines()
+    def runs_again(self, *, but_for: Collection[str] = ()) -> int:
+        """Return how many runs of the handler, but for these batches, were for a record and station that had one."""
+        lines = (self.folder / "runs").read_text().splitlines()
+        done = [line for line in lines if line.partition(" ")[0] not in but_for]
         return len(done) - len(set(done))
+
+    def sent_again(self, *, but_for: Collection[str] = ()) -> int:
+        """Return how often the receiver was sent a batch, but for these, that it held already."""
+        with closing(sqlite3.connect(self.receiver.database)) as db:
+            rows = db.execute("SELECT batch_id, deliveries FROM batches").fetchall()
+        return sum(deliveries - 1 for batch_id, deliveries in rows if batch_id not in but_for)
+
+    def lost_batches(self) -> set[str]:
+        """Return the ids of batches that a member had when it lost their partitions, being silent for too long.
+
+        No drain can save these: their next owner works on them again.
+        """
+        return set().union(*(run.lost_batches() for each in self.services for run in each.runs))
 
     def figures(self) -> dict[str, object]:
         """Return the balance's figures."""

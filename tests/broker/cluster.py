@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
 
 from tests.broker.certificates import Certificates, make_certificates
 from tests.broker.jars import fetch_jars
@@ -262,7 +263,8 @@ class Broker(Operator):
     def _wait_ready(self) -> None:
         """Go through everything that a test needs: the first use of some of it costs seconds."""
         deadline = time.monotonic() + START_S
-        for step in (self._shows_itself, self._keeps_records, self._keeps_groups):
+        steps = (self._shows_itself, self._keeps_records, self._keeps_groups, self._shakes_hands)
+        for step in steps:
             while not step():
                 code = self._running.poll()
                 if code is not None or time.monotonic() > deadline:
@@ -289,6 +291,30 @@ class Broker(Operator):
     def _keeps_groups(self) -> bool:
         try:
             self.commit(_PROBE, _PROBE, 1)
+        except KafkaException:
+            return False
+        return True
+
+    def _shakes_hands(self) -> bool:
+        own = self.certificates
+        tls = {"ssl.ca.location": str(own.authority)}
+        certificate = {
+            "ssl.certificate.location": str(own.client),
+            "ssl.key.location": str(own.client_key),
+        }
+        user = {"sasl.username": USER, "sasl.password": PASSWORD}
+        scram = {"sasl.mechanism": "SCRAM-SHA-512", **user}
+        plain = {"sasl.mechanism": "PLAIN", **user}
+        ways = (
+            (self.tls, {"security.protocol": "ssl", **tls, **certificate}),
+            (self.sasl, {"security.protocol": "sasl_plaintext", **scram}),
+            (self.sasl_tls, {"security.protocol": "sasl_ssl", **tls, **scram}),
+            (self.sasl_tls, {"security.protocol": "sasl_ssl", **tls, **plain}),
+        )
+        try:
+            for address, way in ways:
+                client = AdminClient({"bootstrap.servers": address, "log_level": 0, **way})
+                client.list_topics(timeout=ANSWER_S)
         except KafkaException:
             return False
         return True

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from stationmaster.kafka import inspection
 from tests.broker.cluster import Broker, run_broker
+from tests.broker.groups import PATIENCE_S
 from tests.broker.jars import UnavailableError, fetch_jars
 
 if TYPE_CHECKING:
@@ -67,3 +69,12 @@ def own_broker(tmp_path: Path) -> Iterator[Broker]:
     """Give a broker to stop, kill and pause."""
     with _running(tmp_path / "kafka") as broker:
         yield broker
+
+
+@pytest.fixture
+def patient_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a member's question to the broker wait as long as the tests do: one that is busy is no trouble then.
+
+    For tests that allow no trouble. Not for those of brokers that are away or hang: the member would stand still.
+    """
+    monkeypatch.setattr(inspection, "ANSWER_S", PATIENCE_S)

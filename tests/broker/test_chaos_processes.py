@@ -14,6 +14,7 @@ import trio
 
 from tests.broker.chaos import END_S, new_dice, open_scene, patience, tell, until
 from tests.ledger import open_ledger
+from tests.processes import READY_S
 
 if TYPE_CHECKING:
     import random
@@ -76,7 +77,7 @@ def is_alive(service: Service) -> bool:
 
 
 async def set_target(scene: Scene, *, status: int | None) -> None:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=READY_S) as client:
         answer = await client.post(f"{scene.receiver.url}/control", json={"status": status})
         answer.raise_for_status()
 

@@ -17,6 +17,7 @@ import trio
 
 from tests.broker.chaos import Scene, Service, open_scene, patience, tell
 from tests.ledger import open_ledger
+from tests.processes import READY_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,16 +33,19 @@ MIB = 1024 * 1024
 
 
 async def set_target(scene: Scene, *, status: int | None) -> None:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=READY_S) as client:
         answer = await client.post(f"{scene.receiver.url}/control", json={"status": status})
         answer.raise_for_status()
 
 
 def make_service(scene: Scene, *, state: Path | None = None, more: str = "") -> Service:
-    """Make a service that gives up on the target soon, with more keys of `[outbox]`."""
-    scene.config = scene.config.replace(
-        "[upload]\n", "[upload]\ntimeout_s = 5.0\nattempt_timeout_s = 2.0\n"
-    )
+    """Make a service that waits for the target's answers, with more keys of `[outbox]`.
+
+    This target answers everything, if only with 503, which opens the breaker at once: an attempt's limit is a guard
+    here. One that a busy machine exceeds would send a batch again that the target holds already.
+    """
+    limits = f"timeout_s = {READY_S}\nattempt_timeout_s = {READY_S}\n"
+    scene.config = scene.config.replace("[upload]\n", f"[upload]\n{limits}")
     service = scene.make_service()
     file = service.folder / "stationmaster.toml"
     text = file.read_text()

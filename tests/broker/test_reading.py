@@ -20,6 +20,7 @@ def group(broker: Broker) -> Group:
     return Group(broker)
 
 
+@pytest.mark.usefixtures("patient_questions")
 async def test_everything_of_every_partition_is_read_once_and_in_order(group: Group) -> None:
     group.fill(1000)
     async with group.open_member() as member:

@@ -113,6 +113,7 @@ def plain_tls(broker: Broker) -> dict[str, Any]:
     return sasl_tls(broker) | {"sasl_mechanism": "PLAIN"}
 
 
+@pytest.mark.usefixtures("patient_questions")
 @pytest.mark.parametrize("way", [tls, client_certificate, sasl, sasl_tls, plain_tls])
 async def test_a_client_that_says_who_it_is_reads_and_commits(broker: Broker, way: Any) -> None:
     group = Group(broker)

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from stationmaster.kafka import inspection
 from stationmaster.kafka.handover import Handover
-from tests.kafka.clients import Group
+from tests.kafka.clients import PATIENCE_S, Group
 
 if TYPE_CHECKING:
     from tests.kafka_broker import KafkaBroker
@@ -29,3 +30,13 @@ def revoke_begins(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
 
     monkeypatch.setattr(Handover, "revoking", tell)
     return begins
+
+
+@pytest.fixture
+def patient_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a question to the broker wait as long as the tests do: one that is busy is no trouble then.
+
+    For tests that allow no trouble, or none beside theirs. Not for those of brokers that are away or hang: the pump
+    would stand still for that long.
+    """
+    monkeypatch.setattr(inspection, "ANSWER_S", PATIENCE_S)

@@ -56,8 +56,8 @@ async def test_a_commit_that_is_refused_is_a_trouble_and_sent_again_until_it_is_
     async with open_kafka_source(group.settings(), observer=listener) as source:
         records = await read(source, 1)
         in_the_thread(monkeypatch, account_for_a_partition_that_does_not_exist)
-        trouble = await listener.hears(SourceTrouble)
-        assert (trouble.kind, f"{group.topic} [99]" in trouble.detail) == ("commit", True)
+        trouble = await listener.hears(SourceTrouble, lambda event: event.kind == "commit")
+        assert f"{group.topic} [99]" in trouble.detail
         account(source, records)  # this broker refuses a commit in whole
         in_the_thread(monkeypatch, lambda p: p._assignment.forget(p._assignment.find_all(gone)))
         await listener.hears(OffsetsCommitted)
@@ -74,13 +74,13 @@ async def test_a_committed_offset_beyond_the_log_is_loud_and_reading_begins_at_t
     listener = Listener()
     async with open_kafka_source(group.settings(), observer=listener) as source:
         assert places(await read(source, 4)) == everything(4)
-        trouble = await listener.hears(SourceTrouble)
+        trouble = await listener.hears(SourceTrouble, lambda event: event.kind == "offset-reset")
         await listener.hears(SourceRecovered)
         assert source.statistics().offset_resets == 1
-    assert trouble.kind == "offset-reset"
     assert "1000" in trouble.detail
 
 
+@pytest.mark.usefixtures("patient_questions")
 async def test_an_unknown_topic_is_said_and_found_when_it_appears(
     group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,8 +91,8 @@ async def test_an_unknown_topic_is_said_and_found_when_it_appears(
     listener = Listener()
     settings = group.settings(topics=(missing, group.topic))
     async with open_kafka_source(settings, observer=listener) as source:
-        trouble = await listener.hears(SourceTrouble)
-        assert (trouble.kind, missing in trouble.detail) == ("unknown-topic", True)
+        trouble = await listener.hears(SourceTrouble, lambda event: event.kind == "unknown-topic")
+        assert missing in trouble.detail
         await read(source, 2)  # the other topic is read meanwhile
         assert not listener.of(SourceRecovered)
         group.broker.create_topic(missing)
@@ -115,14 +115,15 @@ async def test_a_broker_that_refuses_us_is_a_trouble_of_its_own(group: Group) ->
 async def test_a_broker_that_is_away_at_the_start_is_waited_for(
     group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspection, "PROBE_EVERY_S", 0.1)
+    # What is said is the client's own word, which has the address: a question would be said in its place.
+    monkeypatch.setattr(pump, "PROBE_FIRST_S", PATIENCE_S)
     group.fill(3)
     port = free_port()
     listener = Listener()
     settings = group.settings(bootstrap_servers=f"127.0.0.1:{port}")
     async with open_kafka_source(settings, observer=listener) as source:
-        trouble = await listener.hears(SourceTrouble)
-        assert (trouble.kind, f"127.0.0.1:{port}" in trouble.detail) == ("connection", True)
+        trouble = await listener.hears(SourceTrouble, lambda event: event.kind == "connection")
+        assert f"127.0.0.1:{port}" in trouble.detail
         async with open_forwarder(port, group.broker.bootstrap_servers):
             assert places(await read(source, 3)) == everything(3)
             await listener.hears(SourceRecovered)
@@ -176,6 +177,7 @@ async def test_a_broker_that_hangs_for_a_while_gets_the_commit_afterwards() -> N
         assert group.committed() == {0: 3}
 
 
+@pytest.mark.usefixtures("patient_questions")
 def test_a_client_that_hangs_is_left_behind_and_ends_by_itself_later() -> None:
     listener = Listener()
 

@@ -185,11 +185,8 @@ async def test_a_partition_that_delivers_nothing_is_said_and_goes_on_where_it_st
         group.fill(4)
         group.fill(2, [1])
         assert places(await read(source, 2)) == everything(2, [1])
-        trouble = await listener.hears(SourceTrouble)
-        assert (trouble.kind, f"{group.topic} [0] at offset 3" in trouble.detail) == (
-            "stalled",
-            True,
-        )
+        trouble = await listener.hears(SourceTrouble, lambda event: event.kind == "stalled")
+        assert f"{group.topic} [0] at offset 3" in trouble.detail
         assert source.statistics().stalls >= 2
         in_the_thread(monkeypatch, wake_up)
         records = await read(source, 4)

@@ -30,6 +30,7 @@ from tests.kafka.clients import (
 )
 
 
+@pytest.mark.usefixtures("patient_questions")
 async def test_a_commit_goes_through_while_polling_goes_on(group: Group) -> None:
     listener = Listener()
     async with (
@@ -89,11 +90,16 @@ async def test_lag_is_known_before_the_first_record_comes(group: Group) -> None:
     group.broker.commit(group.name, group.topic, 3)
     group.broker.commit(group.name, group.topic, 2, partition=1)
     async with open_kafka_source(group.settings(max_poll_messages=1)) as source:
-        with trio.fail_after(PATIENCE_S):
-            while None in (lags := [p.lag for p in by_number(source)]) or not lags:
-                await trio.to_thread.run_sync(next_look, source)
-        assert lags == [2, 0, 0, 0]
+        assert await known_lags(source) == [2, 0, 0, 0]
         assert [p.outstanding for p in by_number(source)] == [0, 0, 0, 0]
+
+
+async def known_lags(source: KafkaSource) -> list[int | None]:
+    """Wait until the lag of every partition is known; return them in order."""
+    with trio.fail_after(PATIENCE_S):
+        while None in (lags := [p.lag for p in by_number(source)]) or not lags:
+            await trio.to_thread.run_sync(next_look, source)
+    return lags
 
 
 def by_number(source: KafkaSource) -> list[PartitionStatistics]:
@@ -124,7 +130,12 @@ async def test_a_record_whose_header_has_a_name_that_is_not_utf_8_comes_without_
 
 
 async def test_a_pump_with_nothing_to_poll_keeps_nothing(group: Group) -> None:
-    async with open_kafka_source(group.settings(poll_timeout_s=0.001)) as source:
+    listener = Listener()
+    settings = group.settings(poll_timeout_s=0.001)
+    async with open_kafka_source(settings, observer=listener) as source:
+        # The book of the partitions is growth too: all of it is there before anything is measured.
+        await listener.hears(PartitionsAssigned)
+        await known_lags(source)
         await turn(source, 50)
         tracemalloc.start()
         try:

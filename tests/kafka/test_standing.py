@@ -86,7 +86,9 @@ async def test_a_broker_that_is_silent_once_is_asked_again_before_anybody_hears_
         await source.poll()
         await wait_until(lambda: source.statistics().is_settled)
         group.broker.stop()
-        await wait_until(lambda: source._pump.inspector._missed)
-        assert source.statistics().troubles == ()
-        group.broker.go_on()
+        try:
+            await wait_until(lambda: source._pump.inspector._missed)
+            assert source.statistics().troubles == ()
+        finally:
+            group.broker.go_on()  # all tests share it
         await wait_until(lambda: not source._pump.inspector._missed)
