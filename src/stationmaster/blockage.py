@@ -52,7 +52,7 @@ class Blockage:
             self._over.unpark_all()
             self._observer.observe(StoreUnblocked(store=self.store, blocked_s=blocked_s))
 
-    async def wait_over(self) -> None:
+    async def wait_over(self) -> None:  # noqa: ASYNC910 - a checkpoint only if somebody waits
         """Wait until nobody waits."""
         while self._waiting:
             await self._over.park()

@@ -76,7 +76,7 @@ class Letters:
         else:
             await self._sender.send((_letter(record, refusal), offsets))
 
-    async def until_pollable(self) -> None:
+    async def until_pollable(self) -> None:  # noqa: ASYNC910 - the poll behind it is a checkpoint
         """Wait while the store takes nothing, if it has done so for long."""
         if self._blockage.lasted_s >= _PATIENCE_S:
             await self._blockage.wait_over()
