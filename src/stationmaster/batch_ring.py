@@ -48,9 +48,8 @@ if TYPE_CHECKING:
     from stationmaster.workers import Workers
 
 
-_SLICE = (
-    1024  # results, or stations' readings, freed between two checkpoints: a third of a millisecond
-)
+# Results, or stations' readings, freed between two checkpoints: a third of a millisecond.
+_SLICE = 1024
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -317,7 +316,5 @@ class BatchRing:
 
 
 def _urgency(opened: OpenBatch) -> tuple[float, str]:
-    return (
-        opened.collector.deadline,
-        opened.collector.batch.batch_id,
-    )  # two of one step keep an order
+    collector = opened.collector
+    return collector.deadline, collector.batch.batch_id  # two of one step keep an order

@@ -35,9 +35,8 @@ if TYPE_CHECKING:
     from stationmaster.abc import Observer
 
 _ANSWERS = frozenset({Outcome.SUCCEEDED, Outcome.NO_OUTPUT, Outcome.FAILED})
-_OUTCOME = attrgetter(
-    "outcome"
-)  # a report is made in one step: no line of Python for each of its results
+# A report is made in one step: no line of Python for each of its results.
+_OUTCOME = attrgetter("outcome")
 
 
 class Collector:

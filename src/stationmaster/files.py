@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
-_SLICE_BYTES: Final = (
-    4 * 1024 * 1024
-)  # read at one go: bounds memory, and how long a cancellation waits
+# Read at one go: bounds memory, and how long a cancellation waits.
+_SLICE_BYTES: Final = 4 * 1024 * 1024
 
 
 @attrs.define(eq=False)

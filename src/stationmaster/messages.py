@@ -52,22 +52,19 @@ if TYPE_CHECKING:
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _BRACKETS_ALIKE: Final = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKET_OR_QUOTE: Final = bytes(set(range(256)) - set(b'[]{}"'))
-_DEEPEST: Final = (
-    256  # what the JSON library writes, and Python's own reads, without a recursion error
-)
+# What the JSON library writes, and Python's own reads, without a recursion error.
+_DEEPEST: Final = 256
 # Only a run of 19 digits can leave 64 bits. Looking for a plain substring after one translation is several times as
 # fast as a regular expression.
 _DIGITS_ALIKE: Final = bytes.maketrans(b"123456789", b"000000000")
 _LONG_RUN: Final = b"0" * 19
 _DIGITS_OF_64_BITS: Final = 20
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
-_LARGE_BYTES: Final = (
-    65_536  # up to here the passes over the bytes are one step: well below a millisecond
-)
+# Up to here the passes over the bytes are one step: well below a millisecond.
+_LARGE_BYTES: Final = 65_536
 _MOST_TRACEPARENT_BYTES: Final = 256  # version 00 has 55; later ones may have more
-_SLICE: Final = (
-    512  # entries of a step: a fifth of a millisecond, or half of one if they are judged one by one
-)
+# Entries of a step: a fifth of a millisecond, or half of one if they are judged one by one.
+_SLICE: Final = 512
 
 
 @attrs.frozen(kw_only=True)

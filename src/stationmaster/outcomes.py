@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from stationmaster.batch import Batch
 
 _MOST_CHARS = 500  # of an error's text
-_SUCCEEDED = (
-    Outcome.SUCCEEDED
-)  # to look it up takes as long as half of an answer's other steps on Python 3.11
+# To look it up takes as long as half of an answer's other steps on Python 3.11.
+_SUCCEEDED = Outcome.SUCCEEDED
 
 
 class Collecting(Protocol):

@@ -134,9 +134,8 @@ class _Call:
         self._handle = handle
         self._on_returned = on_returned
         self._token = trio.lowlevel.current_trio_token()
-        self._lock = (
-            threading.Lock()
-        )  # guards `_state`: the thread and trio's thread both change it
+        # Guards `_state`: the thread and trio's thread both change it.
+        self._lock = threading.Lock()
         self._state = _State.WAITING
 
     def run(self) -> Mapping[str, Any] | None:

@@ -51,9 +51,8 @@ _WITNESSES: Final = 3
 """Rows that are refused in the same words until that is believed of all others."""
 _FEW_ROWS: Final = 8
 """So many are never given up unasked."""
-_FIRST_PAUSE_S: Final = (
-    0.1  # when a busy server names no time; doubles with each such answer in a row
-)
+# When a busy server names no time; doubles with each such answer in a row.
+_FIRST_PAUSE_S: Final = 0.1
 
 
 class Courier:
@@ -132,9 +131,8 @@ class Courier:
         failure: Exception | None = None
         call.scope = scope
         try:
-            answer = await self._embedder.embed(
-                texts.copy()
-            )  # it may do with its list what it likes
+            # A copy: it may do with its list what it likes.
+            answer = await self._embedder.embed(texts.copy())
             vectors = _rows(answer, len(texts))
         except Exception as error:  # noqa: BLE001 - whatever an embedder raises is answered to its callers
             failure = error

@@ -19,16 +19,13 @@ if TYPE_CHECKING:
     from stationmaster.errors import EmbedderError
 
 _NEW_SHARE: Final = 0.2  # of the latest call in what an endpoint usually takes
-_FADES_S: Final = (
-    30.0  # after so long without a call it counts as twice as fast: so a slow one is tried again
-)
-_FIRST_PAUSE_S: Final = (
-    0.1  # when a busy server names no time; doubles with each such answer in a row
-)
+# After so long without a call it counts as twice as fast: so a slow one is tried again.
+_FADES_S: Final = 30.0
+# When a busy server names no time; doubles with each such answer in a row.
+_FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 30.0
-_PATIENCE: Final = (
-    4.0  # a probe may take so many times the usual, doubled after each probe that failed
-)
+# A probe may take so many times the usual, doubled after each probe that failed.
+_PATIENCE: Final = 4.0
 _LEAST_PATIENCE_S: Final = 0.5
 
 

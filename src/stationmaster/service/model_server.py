@@ -176,9 +176,8 @@ class _Server:
             async with trio.open_nursery() as nursery:
 
                 async def cancel_when_client_is_gone() -> None:
-                    await (
-                        request.receive()
-                    )  # the body was read: all that can still come is http.disconnect
+                    # The body was read: all that can still come is http.disconnect.
+                    await request.receive()
                     nursery.cancel_scope.cancel()
 
                 nursery.start_soon(cancel_when_client_is_gone)

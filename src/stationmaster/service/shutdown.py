@@ -23,9 +23,8 @@ EXIT_INTERNAL = 70
 EXIT_CUT_SHORT = 75
 EXIT_CONFIG = 78
 
-_LAST_RESORT_S = (
-    10.0  # after the grace: whatever still hangs then (a client library's thread) is left behind
-)
+# After the grace: whatever still hangs then (a client library's thread) is left behind.
+_LAST_RESORT_S = 10.0
 
 
 @attrs.define(eq=False)

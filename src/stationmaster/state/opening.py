@@ -135,9 +135,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     )
     try:
         _check_owner(path, connection)
-        path.chmod(
-            0o600
-        )  # bodies and messages are nobody else's business; its log takes the mode after it
+        # Bodies and messages are nobody else's business; its log takes the mode after it.
+        path.chmod(0o600)
         # Of a new file; see `Database`: what it does not need goes back to a full disk.
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
