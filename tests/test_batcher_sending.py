@@ -468,3 +468,27 @@ async def test_where_calls_are_quick_callers_with_and_without_care_are_served_al
         b.nursery.start_soon(b.batcher.embed_many, texts(20, "many"))
     assert b.right(*texts(100), *texts(20, "dated"))
     assert b.batcher.statistics().answered_rows == 160
+
+
+async def test_an_observer_that_changes_its_mind_about_requests_is_heeded_from_the_next_call_on(
+    autojump_clock: MockClock,
+) -> None:
+    observer = RecordingObserver(detailed=False)
+    quick = ScriptedEmbedder(seconds_per_call=0.001)
+    async with open_batcher(quick, observer=observer) as batcher:
+        for _ in range(20):
+            await batcher.embed("measured")
+        assert batcher._queue.free > 0
+
+        observer.detailed = True
+        await batcher.embed("the call after which it is asked")
+        await batcher.embed("told")
+        await batcher.embed_many(["told", "too"])
+        assert [event.rows for event in observer.of(RequestSubmitted)] == [1, 2]
+
+        observer.detailed = False
+        await batcher.embed("told, the last one")
+        await batcher.embed_many(["not", "told"])
+        await batcher.embed("nor this")
+        assert [event.rows for event in observer.of(RequestSubmitted)] == [1, 2, 1]
+        assert batcher._queue.free > 0

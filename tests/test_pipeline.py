@@ -24,11 +24,13 @@ from stationmaster.events import (
 from stationmaster.messages import Limits
 from stationmaster.pipeline import open_pipeline
 from stationmaster.settings import PipelineSettings
+from stationmaster.state import open_state
 from stationmaster.testing import MemorySource, RecordingObserver, RecordingSink
 from tests.telemetry import NOON, message_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from stationmaster.abc import StationHandler
     from stationmaster.batch import StationInput
@@ -362,3 +364,15 @@ def test_the_defaults_are_one_batch_per_message_and_five_seconds_for_everybody()
     settings = PipelineSettings()
     assert (settings.by, settings.deadline_s, settings.quorum) == ("message", 5.0, 1.0)
     assert settings.limits == Limits()
+
+
+async def test_the_table_of_a_state_file_is_told_from_an_outbox_at_the_door(tmp_path: Path) -> None:
+    async with open_state(tmp_path / "state.db") as state:
+        with pytest.raises(TypeError, match=r"`stationmaster.state.open_outbox` makes one"):
+            async with open_pipeline(
+                source_of(),
+                handler=sleeping(0),
+                sink=RecordingSink(),
+                outbox=state.outbox,  # type: ignore[arg-type]
+            ):
+                raise AssertionError("it was opened")

@@ -1,7 +1,8 @@
 """The file source: JSON Lines, plain or gzip, one record per line; for replays and backfills.
 
 Topic: given, or the file's name without `.jsonl` and `.gz`. Partition 0, offset = line number from 0, record timestamp
-= the message's own `timestamp`, else 0.
+= the message's own `timestamp`, else 0. These make the batch ids: a file that is read again, moved
+or compressed, has the same ones, and so has another file with the same topic and times: that needs another topic.
 """
 
 from __future__ import annotations

@@ -276,11 +276,16 @@ async def open_pipeline(
     bounded source to its end.
 
     Raises:
-        TypeError: the handler is of no kind that is known, or the hook is none.
+        TypeError: the handler is of no kind that is known, the hook is none, or the outbox is the table of one.
         UploadFailedError: a batch found no home within `settings.upload_timeout_s`, and there is no outbox; nothing of
             it is committed.
         SourceError: the source cannot go on; the open batches were delivered before.
     """
+    if outbox is not None and not hasattr(outbox, "is_diverting"):
+        raise TypeError(
+            f"{type(outbox).__name__} is no `stationmaster.abc.Outbox`, which knows whether the target is down; "
+            "of the table of a state file `stationmaster.state.open_outbox` makes one"
+        )
     settings = settings if settings is not None else PipelineSettings()
     pipeline = Pipeline(
         source,

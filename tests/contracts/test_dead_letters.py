@@ -16,6 +16,7 @@ from stationmaster.kafka.dead_letters import open_kafka_dead_letters
 from stationmaster.state import open_state
 from stationmaster.testing import MemoryDeadLetters
 from stationmaster.testing.contracts import BoundedDeadLettersContract, DeadLettersContract
+from stationmaster.testing.contracts.running import in_trio
 from tests.kafka.topics import read_topic
 
 if TYPE_CHECKING:
@@ -26,7 +27,42 @@ if TYPE_CHECKING:
     from tests.kafka_broker import KafkaBroker
 
 
-class TestMemoryDeadLetters(BoundedDeadLettersContract):
+class _InOneState(BoundedDeadLettersContract):
+    @in_trio
+    async def test_another_message_in_the_same_place_is_another_letter(self) -> None:
+        # Lines of two files: the same topic, line and time.
+        letters = [_letter("not-json", value) for value in (b"{one", b"{two", None, b"")]
+        async with self.open() as place:
+            await place.keep(letters[:1])
+            await place.keep(letters)
+            await place.keep(letters)
+            assert list(await self.kept()) == letters
+
+    @in_trio
+    async def test_a_rejected_batch_is_kept_once_though_its_body_was_made_anew(self) -> None:
+        first, again = (
+            _letter("rejected-upload", value, batch_id="air_0_0_0") for value in (b"1", b"2")
+        )
+        async with self.open() as place:
+            await place.keep([first])
+            await place.keep([again])
+            assert list(await self.kept()) == [first]
+
+
+def _letter(reason: str, value: bytes | None, *, batch_id: str = "") -> DeadLetter:
+    return DeadLetter(
+        reason=reason,
+        detail="",
+        topic="air",
+        partition=0,
+        offset=0,
+        timestamp_ms=0,
+        value=value,
+        batch_id=batch_id,
+    )
+
+
+class TestMemoryDeadLetters(_InOneState):
     @asynccontextmanager
     async def open(self) -> AsyncIterator[DeadLetters]:
         self.place = MemoryDeadLetters(max_bytes=self.max_bytes)
@@ -39,7 +75,7 @@ class TestMemoryDeadLetters(BoundedDeadLettersContract):
         self.place.clear()
 
 
-class TestDeadLettersOnDisk(BoundedDeadLettersContract):
+class TestDeadLettersOnDisk(_InOneState):
     patience_s = 20.0
 
     @pytest.fixture(autouse=True)

@@ -1129,3 +1129,19 @@ def test_long_texts_are_cut_in_messages() -> None:
 
 def test_a_secret_gives_its_text_only_when_asked() -> None:
     assert Secret("hush").reveal() == "hush"
+
+
+def test_the_query_of_every_url_is_hidden(file: Path) -> None:
+    config = load(
+        file,
+        STATIONMASTER_UPLOAD__URL="http://target/batches?sig=hush-1",
+        STATIONMASTER_TRACING__ENDPOINT="http://collector:4318/v1/traces?key=hush-2",
+    )
+    text = render(config)
+
+    assert "hush" not in text
+    assert 'url = "http://target/batches"\n# the query of url is set, and hidden\n' in text
+    assert (
+        'endpoint = "http://collector:4318/v1/traces"\n# the query of endpoint is set, and hidden\n'
+        in text
+    )

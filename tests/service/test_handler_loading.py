@@ -10,7 +10,7 @@ from stationmaster.errors import ConfigError
 from stationmaster.handlers import Resources
 from stationmaster.service.handler_loading import open_handler, open_hook
 from stationmaster.workers import kind_of
-from tests.service import handlers
+from tests.service import factories, handlers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,3 +67,20 @@ async def test_a_built_in_function_is_no_factory() -> None:
     with pytest.raises(ConfigError, match="min has no signature"):
         async with open_handler("builtins:min", Resources()):
             pass
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["handle", "handle_of_shelf", "handle_of_unknown_shelf", "handle_unknown", "handle_with_ours"],
+)
+async def test_a_plain_function_whose_annotations_look_like_a_factory_s_is_the_handler(
+    name: str,
+) -> None:
+    async with open_handler(f"tests.service.factories:{name}", Resources()) as handler:
+        assert handler is getattr(factories, name)
+
+
+@pytest.mark.parametrize("name", ["open_plain", "open_optional", "open_unknown"])
+async def test_a_plain_function_that_takes_resources_is_a_factory(name: str) -> None:
+    async with open_handler(f"tests.service.factories:{name}", Resources()) as handler:
+        assert handler is factories.handle

@@ -165,3 +165,36 @@ async def test_clients_that_vanish_in_the_middle_are_forgotten() -> None:
                     await stream.send_all(b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
         async with httpx.AsyncClient() as client:
             assert (await client.get(url)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00",
+        b"GET /livez HTTP/2.0\r\nHost: localhost\r\n\r\n",
+        b"GET /livez HTTP/3.0\r\nHost: localhost\r\n\r\n",
+    ],
+)
+async def test_another_http_than_version_1_is_told_so_and_closed(request_bytes: bytes) -> None:
+    # The limits hold for connections: a version that runs many requests on one of them would lift them all.
+    async with serving() as url:
+        answer = await say(url, request_bytes)
+    assert answer.startswith(b"HTTP/1.1 505 ")
+    assert answer.endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "upgrade",
+    [
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
+        b"Upgrade: h2c\r\n",
+        b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+    ],
+)
+async def test_an_upgrade_is_ignored_and_the_request_answered(upgrade: bytes) -> None:
+    first = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + upgrade + b"\r\n"
+    last = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    async with serving() as url:
+        answer = await say(url, first + last)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.count(b"HTTP/1.1 200 ") == 2

@@ -22,7 +22,7 @@ from stationmaster.events import StateMovedAside
 from stationmaster.state import open_outbox, open_state, schema
 from stationmaster.state.inspection import is_in_use
 from stationmaster.testing import RecordingObserver
-from tests.state.files import make_state_file
+from tests.state.files import add_letter, make_state_file
 from tests.state.targets import Target
 from tests.uploads import report
 
@@ -299,11 +299,11 @@ async def test_an_older_file_is_brought_up_to_date_with_what_it_holds(
         await put(state, "b1")
     more = (*schema.MIGRATIONS, "ALTER TABLE outbox ADD COLUMN colour TEXT NOT NULL DEFAULT 'red';")
     monkeypatch.setattr(schema, "MIGRATIONS", more)
-    monkeypatch.setattr(schema, "VERSION", 2)
+    monkeypatch.setattr(schema, "VERSION", len(more))
     async with open_state(path) as state:
         assert state.outbox.holds("b1")
     assert query(path, "SELECT batch_id, colour FROM outbox") == [("b1", "red")]
-    assert query(path, "PRAGMA user_version") == [(2,)]
+    assert query(path, "PRAGMA user_version") == [(len(more),)]
 
 
 async def test_a_migration_that_fails_half_way_leaves_the_older_file(
@@ -314,14 +314,36 @@ async def test_a_migration_that_fails_half_way_leaves_the_older_file(
     with monkeypatch.context() as patch:
         half = "ALTER TABLE outbox ADD COLUMN colour TEXT; INSERT INTO nowhere VALUES (1);"
         patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, half))
-        patch.setattr(schema, "VERSION", 2)
+        patch.setattr(schema, "VERSION", schema.VERSION + 1)
         with pytest.raises(sqlite3.OperationalError, match="nowhere"):
             async with open_state(path):
                 pytest.fail("it opened")
-    assert query(path, "PRAGMA user_version") == [(1,)]
+    assert query(path, "PRAGMA user_version") == [(schema.VERSION,)]
     async with open_state(path) as state:
         assert state.outbox.holds("b1")
         await put(state, "b2")
+
+
+async def test_dead_letters_of_a_file_of_the_first_version_are_kept_and_can_be_told_from_new_ones(
+    path: Path,
+) -> None:
+    first = schema.MIGRATIONS[0]
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(f"{first} PRAGMA user_version = 1;")
+        with db:
+            for offset in (1, 2, 3):
+                add_letter(db, topic="air", offset=offset, timestamp_ms=0, value=b"{old")
+            db.execute('DELETE FROM dead_letters WHERE "offset" = 3')
+    async with open_state(path) as state:
+        assert state.statistics().dead_letters.rows == 2
+        await state.dead_letters.keep([letter(1, value=b"{old"), letter(1, value=b"{new")])
+        assert state.statistics().dead_letters.rows == 3
+    assert query(path, 'SELECT seq, "offset", value FROM dead_letters ORDER BY seq') == [
+        (1, 1, b"{old"),
+        (2, 2, b"{old"),
+        (4, 1, b"{new"),  # no number is given twice
+    ]
+    assert query(path, "PRAGMA user_version") == [(schema.VERSION,)]
 
 
 # -------------------------------------------------------------------------------------------------------------- damage

@@ -57,7 +57,6 @@ class Batcher:
     ) -> None:
         self._policy = policy
         self._observer = observer
-        self._is_detailed = observer.detailed
         self._dispatcher = Dispatcher(embedder, policy=policy, observer=observer)
         self._queue = self._dispatcher.queue
         self._admission = Admission(self._dispatcher, policy=policy, count_tokens=count_tokens)
@@ -216,7 +215,7 @@ class Batcher:
     def _put(self, entry: Entry, now: float, due: float, rank: float) -> None:
         rows = entry.rows
         queue = self._queue
-        if self._is_detailed:
+        if self._dispatcher.is_detailed:
             self._observer.observe(RequestSubmitted(rows=rows, queue_rows=queue.rows + rows))
         queue.put(entry, now, due, rank)
         if self._dispatcher.alert:

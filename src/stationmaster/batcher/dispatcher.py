@@ -73,11 +73,11 @@ class Dispatcher:
         self.alert: bool = False
         """Arrivals are to be told to `arrived` (see rule 3)."""
         self._may_be_quick = (
-            policy.send_when_idle
-            and policy.max_batch_tokens is None
-            and not policy.share_identical
-            and not observer.detailed
+            policy.send_when_idle and policy.max_batch_tokens is None and not policy.share_identical
         )
+        self._observer = observer
+        self.is_detailed: bool = observer.detailed
+        """Requests are observed; asked once a call, as an answer may cost more than a request does."""
         self.expired: int = 0
         """Rows, so far, whose deadlines were kept here and passed."""
 
@@ -242,12 +242,16 @@ class Dispatcher:
         self.alert = bool(self._expected or (self._idle and not self._summoned))
 
     def _measure(self) -> None:
-        """Find how many rows may wait so that one more is answered within `PROMPT_S` at the measured pace."""
+        """Find how many rows may wait so that one more is answered within `PROMPT_S` at the measured pace.
+
+        None may where each has to be looked at.
+        """
+        self.is_detailed = self._observer.detailed
         if not self._may_be_quick:
             return
         policy = self._policy
         rows = 0
-        if self.cost.measured:
+        if self.cost.measured and not self.is_detailed:
             call_s = max(self.cost.cautious(policy.max_batch_rows), _SHORTEST_CALL_S)
             rounds = max(int(PROMPT_S / call_s) - 1, 0)  # the first is in flight already
             rows = rounds * policy.max_batch_rows * policy.max_in_flight

@@ -61,11 +61,6 @@ if TYPE_CHECKING:
     from stationmaster.state import State
 
 
-_LAST_RESORT_S = (
-    10.0  # after the grace: whatever still hangs then (a client library's thread) is left behind
-)
-
-
 @attrs.frozen
 class Observers:
     """Passes each event to several observers."""

@@ -4,7 +4,8 @@ The end: at the first SIGTERM or SIGINT nothing new is accepted, idle connection
 a grace; at the second everything is cancelled.
 
 Hypercorn's own `worker_serve` is not used: it accepts any number of connections, what it raises for one of them ends
-all, and a client that takes nothing of its answer outlives the grace (sends are shielded and have no limit).
+all, and a client that takes nothing of its answer outlives the grace (sends are shielded and have no limit). HTTP/2 is
+not spoken: the limits here hold for connections, and one connection would run many requests.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, cast
 
 import attrs
+import h11
 import orjson
 import trio
 from hypercorn.config import Config
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -173,11 +176,40 @@ class _Connections:
 
 
 class _Connection(TCPServer):
-    """Hypercorn's, but one whose client has gone does not wait for its next request until it times out."""
+    """Hypercorn's, but only HTTP/1, and when its client has gone it does not wait for a next request."""
 
     async def _read_data(self) -> None:  # type: ignore[explicit-override] # Python 3.11 has no `override`
+        protocol = self.protocol.protocol
+        assert isinstance(protocol, H11Protocol)  # noqa: S101 - without TLS it begins as one
+        protocol.connection = _Http1(self.config.h11_max_incomplete_size)
         await super()._read_data()
         await self.context.terminated.set()
+
+
+class _Http1(h11.Connection):
+    """What reads requests, before hypercorn looks whether they ask for another protocol.
+
+    Another version is refused and ends the connection. A wish for an upgrade (h2c, websocket) is not passed on: the
+    request is answered as it is.
+    """
+
+    def __init__(self, max_head_bytes: int) -> None:
+        super().__init__(h11.SERVER, max_incomplete_event_size=max_head_bytes)
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:  # type: ignore[explicit-override]
+        event = super().next_event()
+        if not isinstance(event, h11.Request):
+            return event
+        if not event.http_version.startswith(b"1."):
+            raise h11.RemoteProtocolError("not a version of HTTP/1", error_status_hint=505)
+        if not any(name == b"upgrade" for name, _ in event.headers):
+            return event
+        return h11.Request(
+            method=event.method,
+            target=event.target,
+            headers=[header for header in event.headers if header[0] != b"upgrade"],
+            http_version=event.http_version,
+        )
 
 
 async def _close_when_cancelled(stream: trio.SocketStream) -> None:

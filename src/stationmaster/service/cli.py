@@ -88,6 +88,10 @@ def replay(file: Path, config_path: Path, overrides: tuple[str, ...]) -> int:
 
     Topic: `[file] topic`, else the file's name without suffix; partition 0; offset: the line, from 0; timestamp: the
     message's own. The same file gives the same batch ids again.
+
+    Lines of two files with one topic get the same id if number and timestamp are the same, or there is no timestamp:
+    the target, or the outbox, then takes the second for the first again. Give each such file a topic of its own
+    (--set file.topic=NAME), or its messages a timestamp.
     """
     source = ("source.kind='file'", f"file.path={toml_text(str(file))}")
     config = load_config(config_path, overrides=(*overrides, *source), environ=os.environ)

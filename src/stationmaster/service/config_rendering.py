@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from stationmaster.service.config_rules import Secret, is_secret_name, toml_key, toml_text
+from stationmaster.service.config_rules import Secret, Url, is_secret_name, toml_key, toml_text
 from stationmaster.service.config_schema import TABLES
 
 if TYPE_CHECKING:
@@ -22,14 +22,14 @@ def render(config: Config) -> str:
         tables = getattr(config, name)
         if described.is_repeated:
             for table in tables:
-                lines += [f"[[{name}]]", *_render_table(name, described, table), ""]
+                lines += [f"[[{name}]]", *_render_table(described, table), ""]
         elif tables is not None:
-            lines += [f"[{name}]", *_render_table(name, described, tables), ""]
+            lines += [f"[{name}]", *_render_table(described, tables), ""]
     return "\n".join(lines)
 
 
-def _render_table(name: str, described: Table, table: object) -> Iterator[str]:
-    for key in described.keys:
+def _render_table(described: Table, table: object) -> Iterator[str]:
+    for key, declared in described.keys.items():
         value = getattr(table, key)
         if isinstance(value, Secret):
             yield f"# {key} is set, and hidden"
@@ -37,11 +37,13 @@ def _render_table(name: str, described: Table, table: object) -> Iterator[str]:
         if isinstance(value, Mapping):
             value, hidden = _without_secrets(value, toml_key(key))
             yield from (f"# {option} is set, and hidden" for option in hidden)
-        if (name, key) == ("upload", "url") and "?" in value:
-            value = value.partition("?")[0]
-            yield "# the query of url is set, and hidden"
+        query = ""
+        if declared.kind == Url and value is not None:
+            value, query, _ = value.partition("?")
         if value is not None:
             yield f"{key} = {toml_text(value)}"
+        if query:
+            yield f"# the query of {key} is set, and hidden"
 
 
 def _without_secrets(options: Mapping[str, Any], path: str) -> tuple[dict[str, Any], list[str]]:

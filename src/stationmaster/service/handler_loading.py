@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import trio
 
 from stationmaster import handlers
 from stationmaster.errors import ConfigError
+from stationmaster.handlers import Resources
 from stationmaster.workers import check_hook, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from stationmaster.abc import Handler, ResultHook
-    from stationmaster.handlers import Resources
 
 _BUILT_IN = {"embed": handlers.embed, "embed_batch": handlers.embed_batch}
 
@@ -100,12 +101,22 @@ class _Place:
 
 
 def _is_factory(found: Callable[..., object]) -> bool:
-    """Tell a factory from a plain function, before either is called: it says that it takes `Resources`."""
+    """Tell a factory from a plain function, before either is called: its first parameter is one of `Resources`."""
     if inspect.iscoroutinefunction(found):
         return False
     if inspect.isclass(found) or inspect.isasyncgenfunction(inspect.unwrap(found)):
         return True
     try:
-        return "Resources" in str(inspect.signature(found))
+        annotation = _first_annotation(found, evaluated=True)
     except ValueError:  # a built-in function: no factory of ours
         return False
+    except Exception:  # noqa: BLE001 - an annotation is any expression, often of names that only type checkers see
+        annotation = _first_annotation(found, evaluated=False)
+        if isinstance(annotation, str):
+            return re.search(r"\bResources\b", annotation) is not None
+    return annotation is Resources or Resources in get_args(annotation)
+
+
+def _first_annotation(found: Callable[..., object], *, evaluated: bool) -> object:
+    parameters = inspect.signature(found, eval_str=evaluated).parameters.values()
+    return next((parameter.annotation for parameter in parameters), None)

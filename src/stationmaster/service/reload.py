@@ -7,7 +7,8 @@
 | `[[topic]]` `deadline_s`, `quorum`, `priority`, `roster`         | likewise; tables may come and go |
 | anything else                                                    | the next start: named in the log |
 
-(`kafka.drain_timeout_s`, where it is not set, is computed from the deadlines: it waits for the next start too.)
+(At level `debug` single requests of the batcher are told after its next call, and single stations with the next batch.
+`kafka.drain_timeout_s`, where it is not set, is computed from the deadlines: it waits for the next start too.)
 
 Rules:
 1. The file is read as at the start, with the same overrides and the same environment. One that is gone, broken, or

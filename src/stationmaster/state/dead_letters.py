@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 
 _Row: TypeAlias = tuple[str, str, str, int, int, int, str, bytes | None, str, float]
 
+_HELD = """
+    SELECT 1 FROM dead_letters
+    WHERE topic = ? AND partition = ? AND "offset" = ? AND timestamp_ms = ? AND batch_id = ?
+        AND (batch_id <> '' OR value IS ?)
+"""
 _INSERT = """
-    INSERT OR IGNORE INTO dead_letters
+    INSERT INTO dead_letters
         (reason, detail, topic, partition, "offset", timestamp_ms, headers, value, batch_id, first_seen)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
@@ -47,6 +52,8 @@ class DeadLettersTable:
     async def keep(self, letters: Sequence[DeadLetter], /) -> None:
         """Keep all of them in one transaction; a letter that is held already is kept once.
 
+        It is held if one from the same place and time is, of the same batch, or of a message with the same value.
+
         Raises:
             StoreError: there is no room for all, or the disk is full or fails; none of them is kept.
 
@@ -58,10 +65,12 @@ class DeadLettersTable:
             rows = size = 0
             with transaction(connection):
                 for letter in letters:
+                    if connection.execute(_HELD, _identity(letter)).fetchone():
+                        continue
                     row = _row(letter, first_seen)
-                    if connection.execute(_INSERT, row).rowcount:
-                        rows += 1
-                        size += _size(row)
+                    connection.execute(_INSERT, row)
+                    rows += 1
+                    size += _size(row)
                 check_room("dead-letter store", self.tally, size, max_bytes=self._max_bytes)
             oldest_at = self.tally.oldest_at
             self.tally = Tally(
@@ -76,6 +85,17 @@ class DeadLettersTable:
         """See `stationmaster.state.database.Table`."""
         rows, size, oldest_at = connection.execute(_COUNT).fetchone()
         self.tally = Tally(rows=rows, bytes=size, oldest_at=oldest_at)
+
+
+def _identity(letter: DeadLetter) -> tuple[str, int, int, int, str, bytes | None]:
+    return (
+        letter.topic,
+        letter.partition,
+        letter.offset,
+        letter.timestamp_ms,
+        letter.batch_id,
+        letter.value,
+    )
 
 
 def _row(letter: DeadLetter, first_seen: float) -> _Row:

@@ -6,7 +6,7 @@ With `stationmaster.state.open_outbox(MemoryOutboxRows(), ...)` the whole outbox
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 import trio
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from stationmaster.batch import DeadLetter, OffsetRange
+
+_Key: TypeAlias = tuple[str, int, int, int, str, bytes | None]
 
 
 def _steps(steps: Iterable[StoreError | None]) -> deque[StoreError | None]:
@@ -161,9 +163,7 @@ class MemoryDeadLetters:
 
     max_bytes: int = 1024 * 1024
     disk: Disk = attrs.field(factory=Disk)
-    _letters: dict[tuple[str, int, int, int, str], DeadLetter] = attrs.field(
-        factory=dict, init=False
-    )
+    _letters: dict[_Key, DeadLetter] = attrs.field(factory=dict, init=False)
 
     @property
     def letters(self) -> list[DeadLetter]:
@@ -187,8 +187,16 @@ class MemoryDeadLetters:
         self._letters.clear()
 
 
-def _key(letter: DeadLetter) -> tuple[str, int, int, int, str]:
-    return letter.topic, letter.partition, letter.offset, letter.timestamp_ms, letter.batch_id
+def _key(letter: DeadLetter) -> _Key:
+    value = None if letter.batch_id else letter.value  # a body is made anew
+    return (
+        letter.topic,
+        letter.partition,
+        letter.offset,
+        letter.timestamp_ms,
+        letter.batch_id,
+        value,
+    )
 
 
 def _size(letter: DeadLetter) -> int:

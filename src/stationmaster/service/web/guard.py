@@ -16,7 +16,6 @@ import ipaddress
 from typing import TYPE_CHECKING, Final
 
 import attrs
-import trio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 
@@ -44,9 +43,6 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or refuse it."""
-        if scope["type"] != "http":  # hypercorn turns a websocket nobody accepts into a 403
-            await trio.lowlevel.checkpoint()
-            return
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
