@@ -213,7 +213,7 @@ async def test_children_of_a_handler_hear_nothing_of_systemd(
 
 
 async def test_a_broker_that_hangs_is_not_ready_in_its_time_and_ready_again_when_it_goes_on(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
 ) -> None:
     """With every time that plays a part a tenth of what it is."""
     for module, name in (
@@ -222,7 +222,6 @@ async def test_a_broker_that_hangs_is_not_ready_in_its_time_and_ready_again_when
         (health_module, "BROKER_LIMIT_S"),
     ):
         monkeypatch.setattr(module, name, getattr(module, name) / 10)
-    health = Health()
 
     def broker_is_known() -> bool:
         (check,) = (check for check in health.ready() if check.name == "broker")
@@ -231,6 +230,8 @@ async def test_a_broker_that_hangs_is_not_ready_in_its_time_and_ready_again_when
     with run_kafka_broker() as broker:
         group = Group(broker)
         group.fill(1)
+        health = Health()  # not before: all that blocked the loop
+        nursery.start_soon(health.run)
         async with open_kafka_source(group.settings()) as source:
             health.watch_source(source.statistics)
             await source.poll()
@@ -246,18 +247,21 @@ async def test_a_broker_that_hangs_is_not_ready_in_its_time_and_ready_again_when
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_a_pump_that_has_died_is_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pump_that_has_died_is_not_live(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
     def die(*_: object) -> None:
         raise SystemExit  # what no `except Exception` catches
 
-    health = Health()
     with run_kafka_broker() as broker:
         group = Group(broker)
+        health = Health()  # not before: that blocked the loop
+        nursery.start_soon(health.run)
         settings = attrs.evolve(group.settings(), close_timeout_s=0.1)
         async with open_kafka_source(settings) as source:
             health.watch_source(source.statistics)
             assert health.is_live
             monkeypatch.setattr(inspection.Inspector, "ask_standing", die)
+            await wait_until(lambda: not source.statistics().pump_alive)
             await wait_until(lambda: not health.is_live)
-            assert not source.statistics().pump_alive
         source._pump._consumer.close()  # the client hangs for ever when it is collected unclosed, its broker gone
