@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left, bisect_right
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from trio_util import periodic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _LOOK_EVERY_S: Final = 0.05
 
@@ -32,13 +33,18 @@ class Waits:
         async for _ in periodic(_LOOK_EVERY_S):
             self._look()
 
-    def within(self, began: float, ended: float) -> float:
-        """Return the seconds that were waited between two moments of the wall clock, rounded out to the next looks.
+    def in_life_of(self, report: Mapping[str, Any], *, before_s: float = 0.0) -> float:
+        """Return the seconds that were waited from a batch's opening (or so long before it) to its closing.
 
-        All threads count, for each may hold what another one needs. The kernel books a wait when it is over.
+        Rounded out to the next looks. All threads count, for each may hold what another one needs. The kernel books
+        a wait when it is over.
         """
         if not self._times:
             return 0.0
+        began, ended = (
+            datetime.fromisoformat(report[name]).timestamp() for name in ("openedAt", "closedAt")
+        )
+        began -= before_s
         first = max(bisect_right(self._times, began) - 1, 0)
         last = min(bisect_left(self._times, ended), len(self._times) - 1)
         return self._totals[last] - self._totals[first]

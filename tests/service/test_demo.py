@@ -7,7 +7,6 @@ import os
 import signal
 import sqlite3
 from contextlib import asynccontextmanager, closing
-from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -60,21 +59,16 @@ class Demo:
     state: Path
     waits: dict[str, Waits]
 
-    def waited(self, report: dict[str, Any], *roles: str, before_s: float = 0.0) -> float:
-        """Return the seconds that these parts were kept from running in the life of a batch, and so long before it."""
-        opened, closed = (moment(report[name]) for name in ("openedAt", "closedAt"))
-        return sum(self.waits[role].within(opened - before_s, closed) for role in roles)
-
     def judge(self, code: int, produced_by_partition: dict[int, int]) -> Books:
         """Check that nothing was lost or doubled, and nothing later than by what the service had to wait."""
         produced = sum(produced_by_partition.values())
         books = balance(self.state / "receiver.sqlite", produced_by_partition)
         assert (books.uploaded, books.lost, books.doubled) == (produced, 0, 0)
-        late_s = {
-            report["batchId"]: report["durationSeconds"] - self.waited(report, "service")
-            for report in reports(self.state)
-        }
-        timely = attrs.evolve(books, latest_s=max(late_s.values()))
+        waits = self.waits["service"]
+        latest_s = max(
+            report["durationSeconds"] - waits.in_life_of(report) for report in reports(self.state)
+        )
+        timely = attrs.evolve(books, latest_s=latest_s)
         assert timely.good(
             produced, slow=SLOW_STATION, failing=FAILING_STATION, deadline_s=DEADLINE_S
         ), (timely, self.part.lines)
@@ -82,10 +76,6 @@ class Demo:
         assert code == (1 if books.late(DEADLINE_S) else 0), self.part.lines
         assert any(line.startswith("service ended with code 0;") for line in self.part.lines)
         return books
-
-
-def moment(written: str) -> float:
-    return datetime.fromisoformat(written).timestamp()
 
 
 @asynccontextmanager
@@ -151,10 +141,10 @@ async def test_an_outage_of_model_and_target_loses_nothing_and_leaves_no_trace_a
         # A trace of the outage would be a failed station. One that is not in time may be the machine's doing: where
         # service and model were kept waiting, in the batch's life or when the queue before it piled up. (On a machine
         # with nothing else to do they wait half as long.)
-        waited = demo.waited(report, "service", "model-server", before_s=DEADLINE_S)
+        waited_s = sum(w.in_life_of(report, before_s=DEADLINE_S) for w in demo.waits.values())
         outcomes = {each["outcome"] for each in report["unsuccessful"]}
         assert outcomes <= {"timedOut", "rejected"}, report
-        assert not outcomes or waited > SLACK_S, report
+        assert not outcomes or waited_s > SLACK_S, report
 
 
 @pytest.mark.slow
