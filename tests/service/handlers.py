@@ -110,10 +110,15 @@ class OpenPlain:
         await trio.lowlevel.checkpoint()
 
 
+_HANGS = threading.Event()
+
+
 def hanging_thread(station: StationInput) -> dict[str, Any] | None:
-    """Never come back for one of the stations."""
+    """Never come back for one of the stations; the others answer when it is so far."""
     if station.station_id == "S1":
+        _HANGS.set()
         threading.Event().wait()
+    _HANGS.wait()
     return {}
 
 
