@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from stationmaster import Batch, Resources, StationInput, StationResult
-    from stationmaster.abc import BatchHandler, BlockingHandler, Report, ResultHook
+    from stationmaster.abc import BatchHandler, BlockingHandler, Report, ResultHook, StationHandler
 
 
 async def brief(station: StationInput) -> Mapping[str, Any]:
@@ -29,8 +29,23 @@ async def stuck(station: StationInput) -> Mapping[str, Any]:
     await trio.sleep_forever()
 
 
+@asynccontextmanager
+async def open_gated(resources: Resources) -> AsyncIterator[StationHandler]:
+    """Give a handler that answers when the file is there that the options name."""
+    await trio.lowlevel.checkpoint()
+    gate = trio.Path(resources.options["file"])
+
+    async def handle(station: StationInput) -> Mapping[str, Any]:
+        while not await gate.exists():  # noqa: ASYNC110 - another process makes it
+            await trio.sleep(0.01)
+        return {}
+
+    yield handle
+
+
 async def blocking(station: StationInput) -> None:
-    """Block the event loop for longer than any test waits."""
+    """Block the event loop for longer than any test waits, and say so before."""
+    print("the loop is blocked now", flush=True)
     time.sleep(120)  # noqa: ASYNC251 - the mistake that the last resort is for
 
 

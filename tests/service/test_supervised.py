@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import attrs
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from stationmaster.kafka import inspection, open_kafka_source
 from stationmaster.service import health as health_module
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 TOPIC = "readings"
 BRIEF = "tests.service.handlers:brief"
 STUCK = "tests.service.handlers:stuck"
+GATED = "tests.service.handlers:open_gated"
 BLOCKING = "tests.service.handlers:blocking"
 MESSAGE = json.dumps({"stationData": [{"stationId": "S1", "x": 1}]}).encode()
 
@@ -142,13 +144,16 @@ async def test_a_reload_while_the_service_drains_is_refused(
         open_receiver(tmp_path) as receiver,
         open_manager(tmp_path, monkeypatch) as heard,
     ):
+        gate = tmp_path / "gate"
         config = kafka_config(
             tmp_path,
             broker=broker,
             topic=TOPIC,
             receiver=receiver.url,
-            handler=STUCK,
-            extra="[batch]\ndeadline_s = 2.0",
+            handler=GATED,
+            # The drain lasts until the gate opens: a SIGHUP after it would find nobody.
+            extra="[batch]\ndeadline_s = 60.0\n[shutdown]\ngrace_s = 60.0\n"
+            f"[stations.options]\nfile = '{gate}'",
         )
         async with open_part("run", "--config", str(config)) as service:
             produce(broker, TOPIC, [MESSAGE])
@@ -157,6 +162,7 @@ async def test_a_reload_while_the_service_drains_is_refused(
             stopping = await heard.wait("STOPPING=1")
             service.process.send_signal(signal.SIGHUP)
             await service.wait_line("not reloaded: the service ends")
+            gate.touch()
             assert await service.ends() == 0
     assert "RELOADING=1" not in heard.lines
     assert "READY=1" not in heard.lines[stopping:]
@@ -176,8 +182,8 @@ async def test_a_handler_that_blocks_the_loop_starves_the_watchdog(
         async with open_part("run", "--config", str(config)) as service:
             await heard.wait("WATCHDOG=1", after=await heard.wait("READY=1"))
             produce(broker, TOPIC, [MESSAGE])
-            await service.wait_line("batch created")
-            await trio.sleep(0.2)  # what was sent in this very moment arrives
+            await service.wait_line("the loop is blocked now")
+            await wait_all_tasks_blocked()  # what was sent before that is heard
             blocked = len(heard.lines)
             await trio.sleep(1.0)  # more than twice the watchdog's time
             assert heard.lines[blocked:] == []
