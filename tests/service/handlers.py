@@ -31,13 +31,15 @@ async def stuck(station: StationInput) -> Mapping[str, Any]:
 
 @asynccontextmanager
 async def open_gated(resources: Resources) -> AsyncIterator[StationHandler]:
-    """Give a handler that answers when the file is there that the options name."""
+    """Give a handler that answers when the file is there that the options name; with `only`, for that station."""
     await trio.lowlevel.checkpoint()
     gate = trio.Path(resources.options["file"])
+    only = resources.options.get("only")
 
     async def handle(station: StationInput) -> Mapping[str, Any]:
-        while not await gate.exists():  # noqa: ASYNC110 - another process makes it
-            await trio.sleep(0.01)
+        if only in {None, station.station_id}:
+            while not await gate.exists():  # noqa: ASYNC110 - another process makes it
+                await trio.sleep(0.01)
         return {}
 
     yield handle
