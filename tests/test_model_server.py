@@ -18,6 +18,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from stationmaster.readings import ReadingsModel
 from stationmaster.service.asgi import bind, open_server
 from stationmaster.service.model_server import MAX_BODY_BYTES, MAX_TEXT_LENGTH, model_app
+from tests.http_requests import client_of
 from tests.processes import open_part
 
 if TYPE_CHECKING:
@@ -353,7 +354,7 @@ async def test_a_call_whose_client_leaves_is_dropped_while_it_waits_but_not_whil
 async def test_the_process_serves_and_ends_cleanly_at_sigterm() -> None:
     async with open_part("model-server", "--pretend-ms", "1", "--pretend-ms-per-text", "1") as part:
         url = (await part.wait_line("listening on ")).removeprefix("listening on ")
-        async with httpx.AsyncClient(base_url=url) as client:
+        async with client_of(url) as client:
             answer = await client.post(DOOR, json=body())
             assert [entry["embedding"] for entry in answer.json()["data"]] == EXPECTED
             part.process.send_signal(signal.SIGTERM)

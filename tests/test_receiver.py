@@ -19,6 +19,7 @@ from stationmaster.service.asgi import bind, open_server
 from stationmaster.service.receiver import Faults, StoreError, open_store, receiver_app
 from stationmaster.service.upload_form import MAX_BODY_BYTES
 from stationmaster.sinks import open_http_sink
+from tests.http_requests import client_of
 from tests.processes import open_part
 from tests.uploads import form, report
 
@@ -326,7 +327,7 @@ def test_a_database_that_cannot_be_opened_is_a_clear_error(tmp_path: Path) -> No
 async def test_what_the_process_accepted_outlives_its_kill(database: Path) -> None:
     async with open_part("receiver", "--db", str(database)) as part:
         url = (await part.wait_line("listening on ")).removeprefix("listening on ")
-        async with httpx.AsyncClient(base_url=url) as client:
+        async with client_of(url) as client:
             assert (await post(client, form())).status_code == 201
         part.process.kill()
         assert await part.ends() == -signal.SIGKILL
@@ -337,7 +338,7 @@ async def test_the_process_serves_and_ends_cleanly_at_sigterm(database: Path) ->
     options = ("--db", str(database), "--status", "503", "--latency-ms", "1", "--fail-rate", "0.5")
     async with open_part("receiver", *options) as part:
         url = (await part.wait_line("listening on ")).removeprefix("listening on ")
-        async with httpx.AsyncClient(base_url=url) as client:
+        async with client_of(url) as client:
             assert (await post(client, form())).status_code == 503
             told = (await client.post("/control", json={"status": None, "failRate": 0})).json()
             assert told == {"status": None, "latencyMs": 1.0, "failRate": 0}

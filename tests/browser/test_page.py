@@ -87,8 +87,8 @@ async def test_updates_arrive_without_loading_the_page_again(browser: Browser) -
         )
         assert first == "air_0_2_0"
         assert await browser.run("return window.mine") == 1
-        watched.send("A", hang=["A"])
-        await browser.wait("document.querySelector('#batches .id')?.textContent === 'air_0_3_0'")
+        watched.send("A", topic="slow", hang=["A"])
+        await browser.wait("document.querySelector('#batches .id')?.textContent === 'slow_0_0_0'")
         await browser.wait(
             "document.querySelector('#batches progress.time')?.value > 0.5"
             " && document.getElementById('tiles').innerText.includes(arguments[0])",

@@ -13,7 +13,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 import trio
 from confluent_kafka import Producer
@@ -21,6 +20,7 @@ from confluent_kafka import Producer
 from tests.chaos.machine import Clock, UnavailableError, build_clock
 from tests.chaos.parts import ROOT, End, Part
 from tests.chaos.wires import http_answer, open_http_relay, open_kafka_relay
+from tests.http_requests import client_of
 from tests.ledger import FLUSH_S, Content, Kind, open_ledger
 
 if TYPE_CHECKING:
@@ -129,9 +129,7 @@ async def test_an_http_relay_answers_in_the_place_of_its_server(tmp_path: Path) 
         await nursery.start(part.keep_running)
         with open_http_relay(int(part.address.rpartition(":")[2])) as relay:
             # A connection each: the relay cuts those that are open when it changes its mind.
-            async with httpx.AsyncClient(
-                base_url=f"http://127.0.0.1:{relay.port}", headers={"Connection": "close"}
-            ) as client:
+            async with client_of(f"http://127.0.0.1:{relay.port}", connection="close") as client:
                 assert (await client.get("/health")).status_code == 200
                 relay.answer(http_answer("503 Service Unavailable", body=b"no"))
                 answer = await client.post("/v1/embeddings", content=bytes(10_000))

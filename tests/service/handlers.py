@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from stationmaster import Batch, Resources, StationInput, StationResult
-    from stationmaster.abc import BatchHandler, BlockingHandler, Report, ResultHook
+    from stationmaster.abc import BatchHandler, BlockingHandler, Report, ResultHook, StationHandler
 
 
 async def brief(station: StationInput) -> Mapping[str, Any]:
@@ -29,8 +29,25 @@ async def stuck(station: StationInput) -> Mapping[str, Any]:
     await trio.sleep_forever()
 
 
+@asynccontextmanager
+async def open_gated(resources: Resources) -> AsyncIterator[StationHandler]:
+    """Give a handler that answers when the file is there that the options name; with `only`, for that station."""
+    await trio.lowlevel.checkpoint()
+    gate = trio.Path(resources.options["file"])
+    only = resources.options.get("only")
+
+    async def handle(station: StationInput) -> Mapping[str, Any]:
+        if only in {None, station.station_id}:
+            while not await gate.exists():  # noqa: ASYNC110 - another process makes it
+                await trio.sleep(0.01)
+        return {}
+
+    yield handle
+
+
 async def blocking(station: StationInput) -> None:
-    """Block the event loop for longer than any test waits."""
+    """Block the event loop for longer than any test waits, and say so before."""
+    print("the loop is blocked now", flush=True)
     time.sleep(120)  # noqa: ASYNC251 - the mistake that the last resort is for
 
 
@@ -110,10 +127,15 @@ class OpenPlain:
         await trio.lowlevel.checkpoint()
 
 
+_HANGS = threading.Event()
+
+
 def hanging_thread(station: StationInput) -> dict[str, Any] | None:
-    """Never come back for one of the stations."""
+    """Never come back for one of the stations; the others answer when it is so far."""
     if station.station_id == "S1":
+        _HANGS.set()
         threading.Event().wait()
+    _HANGS.wait()
     return {}
 
 

@@ -59,7 +59,8 @@ async def test_the_service_ends_although_a_plain_function_hangs_in_its_thread(
             topic="readings",
             receiver=receiver.url,
             handler=f"{HERE}:hanging_thread",
-            extra="[batch]\ndeadline_s = 0.5",
+            # The two others decide when it is given up, however long the machine lets their threads wait.
+            extra="[batch]\ndeadline_s = 60\nquorum = 0.6",
         )
         async with open_part("replay", str(file), "--config", str(config)) as service:
             await service.wait_line('"thread goes on after its job was given up"')
@@ -83,7 +84,8 @@ async def test_what_exists_at_the_start_is_taken_out_of_garbage_collection_if_wa
             topic="readings",
             receiver=receiver.url,
             handler=f"{HERE}:once_frozen",
-            extra="[batch]\ndeadline_s = 2.0",
+            # Only where nobody ever answers is there a deadline to wait for.
+            extra=f"[batch]\ndeadline_s = {60 if freeze == 'true' else 2}",
         )
         settings = ["--set", f"stations.gc_freeze={freeze}"]
         async with open_part("replay", str(file), "--config", str(config), *settings) as service:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 IMPATIENT = '[outbox]\npath = "{folder}/state.db"\nmax_backoff_s = 1.0\n[batch]\ndeadline_s = 1.0\n'
+# Only where every upload is answered at once: an answer that comes later than that brings the batch once more.
 HURRY = ("--set", "upload.timeout_s=2.0", "--set", "upload.attempt_timeout_s=1.0")
 
 
@@ -52,7 +53,7 @@ async def test_batches_wait_out_an_outage_in_the_outbox_and_arrive_once(tmp_path
             port = receiver.url.rpartition(":")[2]
         produce(broker, TOPIC, [message(n) for n in range(12)])
         config = configure(tmp_path, broker, receiver.url)
-        async with open_part("run", "--config", config, *HURRY) as service:
+        async with open_part("run", "--config", config) as service:
             await service.wait_line("upload target down")
             await wait_until(lambda: rows(tmp_path, "outbox") == 12)
             produce(broker, TOPIC, [message(n) for n in range(12, 20)])
@@ -76,13 +77,13 @@ async def test_what_a_killed_service_left_in_the_outbox_is_delivered_by_the_next
             port = receiver.url.rpartition(":")[2]
         produce(broker, TOPIC, [message(n) for n in range(8)])
         config = configure(tmp_path, broker, receiver.url)
-        async with open_part("run", "--config", config, *HURRY) as service:
+        async with open_part("run", "--config", config) as service:
             await service.wait_line("upload target down")
             await wait_until(lambda: rows(tmp_path, "outbox") == total(broker) == 8)
             service.process.kill()
             await service.ends()
         async with open_receiver(tmp_path, "--port", port) as receiver:
-            async with open_part("run", "--config", config, *HURRY) as service:
+            async with open_part("run", "--config", config) as service:
                 await receiver.wait_batches(8)
                 service.process.terminate()
                 assert await service.ends() == 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import attrs
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from stationmaster.kafka import inspection, open_kafka_source
 from stationmaster.service import health as health_module
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 TOPIC = "readings"
 BRIEF = "tests.service.handlers:brief"
 STUCK = "tests.service.handlers:stuck"
+GATED = "tests.service.handlers:open_gated"
 BLOCKING = "tests.service.handlers:blocking"
 MESSAGE = json.dumps({"stationData": [{"stationId": "S1", "x": 1}]}).encode()
 
@@ -142,13 +144,16 @@ async def test_a_reload_while_the_service_drains_is_refused(
         open_receiver(tmp_path) as receiver,
         open_manager(tmp_path, monkeypatch) as heard,
     ):
+        gate = tmp_path / "gate"
         config = kafka_config(
             tmp_path,
             broker=broker,
             topic=TOPIC,
             receiver=receiver.url,
-            handler=STUCK,
-            extra="[batch]\ndeadline_s = 2.0",
+            handler=GATED,
+            # The drain lasts until the gate opens: a SIGHUP after it would find nobody.
+            extra="[batch]\ndeadline_s = 60.0\n[shutdown]\ngrace_s = 60.0\n"
+            f"[stations.options]\nfile = '{gate}'",
         )
         async with open_part("run", "--config", str(config)) as service:
             produce(broker, TOPIC, [MESSAGE])
@@ -157,6 +162,7 @@ async def test_a_reload_while_the_service_drains_is_refused(
             stopping = await heard.wait("STOPPING=1")
             service.process.send_signal(signal.SIGHUP)
             await service.wait_line("not reloaded: the service ends")
+            gate.touch()
             assert await service.ends() == 0
     assert "RELOADING=1" not in heard.lines
     assert "READY=1" not in heard.lines[stopping:]
@@ -176,8 +182,8 @@ async def test_a_handler_that_blocks_the_loop_starves_the_watchdog(
         async with open_part("run", "--config", str(config)) as service:
             await heard.wait("WATCHDOG=1", after=await heard.wait("READY=1"))
             produce(broker, TOPIC, [MESSAGE])
-            await service.wait_line("batch created")
-            await trio.sleep(0.2)  # what was sent in this very moment arrives
+            await service.wait_line("the loop is blocked now")
+            await wait_all_tasks_blocked()  # what was sent before that is heard
             blocked = len(heard.lines)
             await trio.sleep(1.0)  # more than twice the watchdog's time
             assert heard.lines[blocked:] == []
@@ -213,7 +219,7 @@ async def test_children_of_a_handler_hear_nothing_of_systemd(
 
 
 async def test_a_broker_that_hangs_is_not_ready_in_its_time_and_ready_again_when_it_goes_on(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
 ) -> None:
     """With every time that plays a part a tenth of what it is."""
     for module, name in (
@@ -222,7 +228,6 @@ async def test_a_broker_that_hangs_is_not_ready_in_its_time_and_ready_again_when
         (health_module, "BROKER_LIMIT_S"),
     ):
         monkeypatch.setattr(module, name, getattr(module, name) / 10)
-    health = Health()
 
     def broker_is_known() -> bool:
         (check,) = (check for check in health.ready() if check.name == "broker")
@@ -231,6 +236,8 @@ async def test_a_broker_that_hangs_is_not_ready_in_its_time_and_ready_again_when
     with run_kafka_broker() as broker:
         group = Group(broker)
         group.fill(1)
+        health = Health()  # not before: all that blocked the loop
+        nursery.start_soon(health.run)
         async with open_kafka_source(group.settings()) as source:
             health.watch_source(source.statistics)
             await source.poll()
@@ -246,18 +253,21 @@ async def test_a_broker_that_hangs_is_not_ready_in_its_time_and_ready_again_when
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_a_pump_that_has_died_is_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pump_that_has_died_is_not_live(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
     def die(*_: object) -> None:
         raise SystemExit  # what no `except Exception` catches
 
-    health = Health()
     with run_kafka_broker() as broker:
         group = Group(broker)
+        health = Health()  # not before: that blocked the loop
+        nursery.start_soon(health.run)
         settings = attrs.evolve(group.settings(), close_timeout_s=0.1)
         async with open_kafka_source(settings) as source:
             health.watch_source(source.statistics)
             assert health.is_live
             monkeypatch.setattr(inspection.Inspector, "ask_standing", die)
+            await wait_until(lambda: not source.statistics().pump_alive)
             await wait_until(lambda: not health.is_live)
-            assert not source.statistics().pump_alive
         source._pump._consumer.close()  # the client hangs for ever when it is collected unclosed, its broker gone

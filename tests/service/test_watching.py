@@ -6,8 +6,7 @@ import json
 import socket
 from typing import TYPE_CHECKING
 
-import httpx
-
+from tests.http_requests import client_of
 from tests.processes import (
     kafka_config,
     open_broker,
@@ -32,7 +31,7 @@ async def test_the_page_of_a_running_service_shows_it_until_the_drain_is_over(
         )
         async with open_part("run", "--config", str(config)) as service:
             url = json.loads(await service.wait_line('"web listens"'))["url"]
-            async with httpx.AsyncClient(base_url=url) as client:
+            async with client_of(url) as client:
                 await service.wait_line('"partitions assigned"')
                 metrics = (
                     await client.get("/metrics")

@@ -6,6 +6,7 @@ import base64
 import gzip
 import re
 import socket
+from contextlib import asynccontextmanager
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from tests.service.test_status import closed
 from tests.watched import open_watched
 
 if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
 OUTCOME = {False: Outcome.SUCCEEDED, True: Outcome.TIMED_OUT}
@@ -46,23 +47,31 @@ HOSTILE = (
 )
 
 
-def open_bare(
+@asynccontextmanager
+async def open_bare(
     *,
     board: StatusBoard | None = None,
     token: str | None = None,
     host: str = "127.0.0.1",
     **web: Any,
-) -> AbstractAsyncContextManager[str]:
+) -> AsyncIterator[str]:
     """The web ring without a pipeline; `web` goes to `open_web`."""
-    return open_web(
-        host=host,
-        port=0,
-        token=token,
-        health=Health(),
-        metrics=Metrics(),
-        board=board or StatusBoard(),
-        **web,
-    )
+    health = Health()
+    async with (
+        open_web(
+            host=host,
+            port=0,
+            token=token,
+            health=health,
+            metrics=Metrics(),
+            board=board or StatusBoard(),
+            **web,
+        ) as url,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(health.run)
+        yield url
+        nursery.cancel_scope.cancel()
 
 
 # ---------------------------------------------------------------------------------------------------------- the routes

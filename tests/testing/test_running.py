@@ -82,16 +82,29 @@ async def test_a_batch_handler_reports_station_by_station(autojump_clock: MockCl
     assert report.results[0].value == {"readings": 2}
 
 
-async def test_a_plain_function_that_hangs_in_its_thread_is_left_behind() -> None:
-    release = threading.Event()
+async def test_a_plain_function_that_hangs_in_its_thread_is_left_behind(
+    mock_clock: MockClock,
+) -> None:
+    hangs, release = threading.Event(), threading.Event()
 
     def blocking(station: StationInput) -> dict[str, Any]:
         if station.station_id == "S002":
+            hangs.set()
             release.wait(30)
+        hangs.wait(30)
         return {}
 
+    async def on_result(station: StationInput, result: StationResult) -> None:
+        # The first answers when the other hangs: then it is time for its deadline, however late the machine is.
+        await trio.lowlevel.checkpoint()
+        if result.station_id == "S001":
+            mock_clock.jump(1.0)
+
     report = await run_batch(
-        blocking, telemetry("S001", "S002"), settings=PipelineSettings(deadline_s=1.0)
+        blocking,
+        telemetry("S001", "S002"),
+        settings=PipelineSettings(deadline_s=1.0),
+        on_result=on_result,
     )
     release.set()
 
