@@ -267,6 +267,7 @@ MUTANTS: Final = (
         "state.ledger:Ledger.settle",
         "self.say_blocked(error)",
         "self.say_blocked(error); del self._entries[batch_id]",
+        seeds=400,  # one history in fifty shows it
     ),
     # batcher
     Mutant(
