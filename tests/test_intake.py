@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -88,3 +89,12 @@ async def test_a_block_until_a_change_ends_when_a_batch_leaves_or_it_is_worth_it
         intake.ease()
     assert ends == ["left", "eased"]
     intake.ease()  # nobody waits any more
+
+
+async def test_who_left_a_block_by_an_error_is_asked_no_more_whether_a_change_is_worth_it() -> None:
+    intake = Intake(slots=2, max_bytes=100)
+    asked: list[bool] = []
+    with pytest.raises(ValueError, match="mine"), intake.until_change(lambda: asked.append(True)):
+        raise ValueError("mine")
+    intake.ease()
+    assert not asked

@@ -270,6 +270,29 @@ async def test_a_message_waits_until_the_stations_can_take_it_and_looks_again_wh
     assert len(opened.drafts) == 2
 
 
+async def test_all_of_a_poll_that_can_be_given_back_waits_before_the_rest_is_parsed() -> None:
+    """Else what is given back has something after it that is not, and a drain waits for both."""
+    settings = PipelineSettings(topics={"slow": TopicSettings(by="poll")})
+    source = MemorySource()
+    for topic, partition, field in (("air", 0, ""), ("slow", 0, "x" * 40_000), ("air", 1, "")):
+        for _ in range(3):
+            source.put(topic, partition, message_bytes("A", field=field))
+    polling = poller(source, Opened(Intake(slots=1, max_bytes=10**6)), settings=settings)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(polling.run)
+        while not polling.parked_bytes:
+            await trio.lowlevel.checkpoint()
+        given = polling.give_back([("air", 0, 1), ("air", 1, 1)])
+        assert [(each.partition, each.first) for each in given] == [
+            (0, 1),
+            (0, 2),
+            (1, 0),
+            (1, 1),
+            (1, 2),
+        ]
+        nursery.cancel_scope.cancel()
+
+
 async def test_stations_that_are_eased_all_the_time_keep_no_poller_from_polling() -> None:
     """An open batch may lack what only the next polls bring."""
 

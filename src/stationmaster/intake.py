@@ -60,7 +60,7 @@ class Intake:
             self._left.unpark_all()
         if self._elsewhere is not None:
             scope, is_worth_it = self._elsewhere
-            if is_worth_it():
+            if not scope.cancel_called and is_worth_it():
                 scope.cancel()
 
     async def wait_change(self) -> None:
@@ -75,8 +75,10 @@ class Intake:
         """
         with trio.CancelScope() as scope:
             self._elsewhere = scope, is_worth_it
-            yield
-        self._elsewhere = None
+            try:
+                yield
+            finally:
+                self._elsewhere = None
 
     async def wait_idle(self) -> None:
         """Wait until no batch is open."""

@@ -140,15 +140,19 @@ class Poller:
             records = sorted(records, key=lambda record: not rules(record.topic).is_urgent)
         polled: dict[str, list[Message]] = {}
         drafts: dict[str, Draft] = {}
-        for record in records:
-            by = rules(record.topic).by
-            if by == "message":
+        others: list[Record] = []
+        for record in (
+            records
+        ):  # in one step: what is given back is the last of what was polled (`give_back`)
+            if rules(record.topic).by == "message":
                 self._parked.add(record, urgent=rules(record.topic).is_urgent)
-                continue
+            else:
+                others.append(record)
+        for record in others:
             parsed = await self._parse(record, follows=self._follow(record))
             if isinstance(parsed, Refusal):
                 await self._refuse(record, parsed)
-            elif by == "poll":
+            elif rules(record.topic).by == "poll":
                 polled.setdefault(record.topic, []).append(parsed)
             else:
                 await self._sort_by_time(parsed)

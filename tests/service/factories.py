@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, Optional
 
 import stationmaster
 from stationmaster import StationInput
@@ -71,6 +71,20 @@ def open_optional(
     resources: "stationmaster.Resources | None" = None,
 ) -> AbstractAsyncContextManager[Callable[[StationInput], dict[str, Any]]]:
     """Be a factory that can be called without anything."""
+    return _plain()
+
+
+def open_quoted(
+    resources: Optional["stationmaster.Resources"] = None,
+) -> AbstractAsyncContextManager[Callable[[StationInput], dict[str, Any]]]:
+    """Be a factory with a reference inside of its annotation."""
+    return _plain()
+
+
+def open_quoted_twice(
+    resources: "'stationmaster.Resources'",  # type: ignore[valid-type]
+) -> AbstractAsyncContextManager[Callable[[StationInput], dict[str, Any]]]:
+    """Be a factory with quotes where all annotations are texts already."""
     return _plain()
 
 

@@ -80,7 +80,9 @@ async def test_a_plain_function_whose_annotations_look_like_a_factory_s_is_the_h
         assert handler is getattr(factories, name)
 
 
-@pytest.mark.parametrize("name", ["open_plain", "open_optional", "open_unknown"])
+@pytest.mark.parametrize(
+    "name", ["open_plain", "open_optional", "open_quoted", "open_quoted_twice", "open_unknown"]
+)
 async def test_a_plain_function_that_takes_resources_is_a_factory(name: str) -> None:
     async with open_handler(f"tests.service.factories:{name}", Resources()) as handler:
         assert handler is factories.handle

@@ -65,8 +65,8 @@ def test_a_folder_is_no_state_file(tmp_path: Path) -> None:
     ("statement", "words"),
     [
         ("PRAGMA user_version = 0", "is no state file"),
-        ("PRAGMA user_version = 99", "has schema version 99, not 2; it is a newer"),
-        ("PRAGMA user_version = -1", "has schema version -1, not 2; start the service once"),
+        ("PRAGMA user_version = 99", "has schema version 99, not 1; it is a newer"),
+        ("PRAGMA user_version = -1", "has schema version -1, not 1; start the service once"),
         ("DROP TABLE dead_letters", "is no state file"),
     ],
 )

@@ -194,9 +194,9 @@ def test_a_file_that_is_not_the_services_is_named_with_what_it_lacks(tmp_path: P
         (0, "is no state file of stationmaster"),
         (
             -1,
-            "has schema version -1, not 2; start the service once: it brings the file up to date",
+            "has schema version -1, not 1; start the service once: it brings the file up to date",
         ),
-        (3, "has schema version 3, not 2; it is a newer stationmaster's: use that one's command"),
+        (2, "has schema version 2, not 1; it is a newer stationmaster's: use that one's command"),
     ):
         with connect(ours) as db:
             db.execute(f"PRAGMA user_version = {version}")

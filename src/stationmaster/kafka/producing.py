@@ -9,9 +9,9 @@ Rules:
 2. Every record gets its answer within a bounded time: the broker's, or LATE.
 3. Records that a broker refuses for their size are sent once more, each alone: it judges a whole batch of the
    client's making, and one large record would take its neighbours with it.
-4. After an error that the client calls fatal (its idempotence is gone), or that nobody foresaw, a new client takes
-   the next records. If none can be made (its files are missing, no thread is to be had), the answers say so, and it
-   is tried for again after each of them, and once a second.
+4. After an error that the client calls fatal (its idempotence is gone), or that nobody foresaw, a new client is made
+   when nothing is open. If none can be made (its files are missing, no thread is to be had), the answers say so, and
+   it is tried for again after each of them, and once a second.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import re
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, ForwardRef, cast, get_args
 
 import trio
 
@@ -112,9 +112,15 @@ def _is_factory(found: Callable[..., object]) -> bool:
         return False
     except Exception:  # noqa: BLE001 - an annotation is any expression, often of names that only type checkers see
         annotation = _first_annotation(found, evaluated=False)
-        if isinstance(annotation, str):
-            return re.search(r"\bResources\b", annotation) is not None
-    return annotation is Resources or Resources in get_args(annotation)
+    return any(_is_resources(each) for each in (annotation, *get_args(annotation)))
+
+
+def _is_resources(annotation: object) -> bool:
+    if isinstance(annotation, ForwardRef):
+        annotation = annotation.__forward_arg__
+    if isinstance(annotation, str):
+        return re.search(r"\bResources\b", annotation) is not None
+    return annotation is Resources
 
 
 def _first_annotation(found: Callable[..., object], *, evaluated: bool) -> object:

@@ -27,7 +27,7 @@ _HELD = """
         AND (batch_id <> '' OR value IS ?)
 """
 _INSERT = """
-    INSERT INTO dead_letters
+    INSERT OR IGNORE INTO dead_letters
         (reason, detail, topic, partition, "offset", timestamp_ms, headers, value, batch_id, first_seen)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
@@ -68,9 +68,10 @@ class DeadLettersTable:
                     if connection.execute(_HELD, _identity(letter)).fetchone():
                         continue
                     row = _row(letter, first_seen)
-                    connection.execute(_INSERT, row)
-                    rows += 1
-                    size += _size(row)
+                    # Files that were made before letters were told apart by their value hold one of each place.
+                    if connection.execute(_INSERT, row).rowcount:
+                        rows += 1
+                        size += _size(row)
                 check_room("dead-letter store", self.tally, size, max_bytes=self._max_bytes)
             oldest_at = self.tally.oldest_at
             self.tally = Tally(

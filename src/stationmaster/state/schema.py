@@ -38,29 +38,8 @@ MIGRATIONS: Final = (
         headers TEXT NOT NULL,            -- JSON: [[name, base64 or null]]
         batch_id TEXT NOT NULL,           -- '' for a record
         first_seen REAL NOT NULL,
-        value BLOB,                       -- NULL: a tombstone
-        UNIQUE (topic, partition, "offset", timestamp_ms, batch_id)
-    ) STRICT;
-    """,
-    # Lines of two files with one name are messages in the same place: their values tell them apart, and no index does.
-    """
-    CREATE TABLE letters (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT,
-        reason TEXT NOT NULL,
-        detail TEXT NOT NULL,
-        topic TEXT NOT NULL,
-        partition INTEGER NOT NULL,
-        "offset" INTEGER NOT NULL,
-        timestamp_ms INTEGER NOT NULL,
-        headers TEXT NOT NULL,            -- JSON: [[name, base64 or null]]
-        batch_id TEXT NOT NULL,           -- '' for a record
-        first_seen REAL NOT NULL,
         value BLOB                        -- NULL: a tombstone
     ) STRICT;
-    INSERT INTO sqlite_sequence (name, seq) SELECT 'letters', seq FROM sqlite_sequence WHERE name = 'dead_letters';
-    INSERT INTO letters SELECT * FROM dead_letters ORDER BY seq;
-    DROP TABLE dead_letters;
-    ALTER TABLE letters RENAME TO dead_letters;
     CREATE INDEX dead_letters_place ON dead_letters (topic, partition, "offset", timestamp_ms, batch_id);
     """,
 )
