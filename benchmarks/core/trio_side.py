@@ -41,7 +41,7 @@ class EndlessSource:
         while (last := self._done.pop(self.watermark, None)) is not None:
             self.watermark = last + 1
 
-    def watch_withdrawals(self, on_withdrawn):
+    def watch_withdrawals(self, on_withdrawn, *, on_leaving=None):
         """Nothing is ever taken away."""
 
 

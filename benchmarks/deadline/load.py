@@ -81,7 +81,7 @@ class PacedSource:
     def account(self, offsets):
         """Nothing is committed anywhere."""
 
-    def watch_withdrawals(self, on_withdrawn):
+    def watch_withdrawals(self, on_withdrawn, *, on_leaving=None):
         """Nothing is ever taken away."""
 
     def _next(self, value):

@@ -56,7 +56,7 @@ class Source:
         if not self._to_come:
             self._accounted.set()
 
-    def watch_withdrawals(self, on_withdrawn):
+    def watch_withdrawals(self, on_withdrawn, *, on_leaving=None):
         """Nothing is ever taken away."""
 
     def _record(self, value):
