@@ -26,6 +26,7 @@ from stationmaster.pipeline import open_pipeline
 from stationmaster.settings import PipelineSettings
 from stationmaster.state import open_state
 from stationmaster.testing import MemorySource, RecordingObserver, RecordingSink
+from tests.pipelines import never
 from tests.telemetry import NOON, message_bytes
 
 if TYPE_CHECKING:
@@ -376,3 +377,15 @@ async def test_the_table_of_a_state_file_is_told_from_an_outbox_at_the_door(tmp_
                 outbox=state.outbox,  # type: ignore[arg-type]
             ):
                 raise AssertionError("it was opened")
+
+
+async def test_an_error_of_a_source_at_the_very_start_ends_the_pipeline(
+    autojump_clock: MockClock,
+) -> None:
+    class Refusing(MemorySource):
+        def watch_withdrawals(self, *args: object, **more: object) -> None:  # type: ignore[explicit-override]
+            raise TypeError("I know nothing of that")
+
+    with trio.fail_after(1000), pytest.raises(TypeError, match="I know nothing of that"):
+        async with open_pipeline(Refusing(), handler=never, sink=RecordingSink()) as pipeline:
+            await pipeline.wait_finished()

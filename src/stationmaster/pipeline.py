@@ -215,8 +215,9 @@ class Pipeline:
                     refuse=self._letters.refuse,
                     until_pollable=self._letters.until_pollable,
                 )
-                tasks.start_soon(self._keep_letters, name="dead letters")
+                # First what may fail, a source of somebody's own: the task for letters ends when it is told to only.
                 self._source.watch_withdrawals(batches.withdraw, on_leaving=self._poller.give_back)
+                tasks.start_soon(self._keep_letters, name="dead letters")
                 self._started.set()
                 try:
                     try:
