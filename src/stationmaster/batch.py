@@ -126,6 +126,15 @@ class DeadLetter:
     batch_id: str = ""
     """For a rejected upload only."""
 
+    @property
+    def identity(self) -> tuple[str, int, int, int, str, bytes | None]:
+        """What tells it from others: topic, partition, offset, timestamp, batch id, and the value of a record.
+
+        A body is made anew each time: its id is enough.
+        """
+        value = None if self.batch_id else self.value
+        return self.topic, self.partition, self.offset, self.timestamp_ms, self.batch_id, value
+
 
 @attrs.frozen(kw_only=True)
 class KeptBatch:

@@ -141,9 +141,8 @@ class Poller:
         polled: dict[str, list[Message]] = {}
         drafts: dict[str, Draft] = {}
         others: list[Record] = []
-        for record in (
-            records
-        ):  # in one step: what is given back is the last of what was polled (`give_back`)
+        # In one step, before any is parsed: what is given back (`give_back`) is the last of what was polled.
+        for record in records:
             if rules(record.topic).by == "message":
                 self._parked.add(record, urgent=rules(record.topic).is_urgent)
             else:

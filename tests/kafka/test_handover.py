@@ -84,6 +84,44 @@ async def test_a_drain_is_done_with_the_last_accounting_of_all_its_partitions() 
     assert drain.done.is_set()
 
 
+async def test_what_is_given_back_when_a_drain_begins_is_not_waited_for_and_not_committed() -> None:
+    bench = Bench()
+    leaving = bench.assign(0)
+    bench.deliver((0, 5, 1), (0, 6, 1), (0, 7, 1))
+    await bench.handover.poll()
+    asked: list[Withdrawn] = []
+
+    def give_back(gone: Withdrawn) -> list[OffsetRange]:
+        asked.append(gone)
+        return [span(0, 6, 6), span(0, 7, 7)]
+
+    bench.handover.on_leaving = give_back
+    drain = Drain([leaving])
+    bench.handover.revoking(drain)
+    assert asked == [[("t", 0, 1)]]
+    assert not drain.done.is_set()
+    bench.handover.account(span(0, 5, 5))
+    assert drain.done.is_set()
+    assert leaving.lease.watermark == 6
+
+
+async def test_an_error_of_who_gives_back_is_raised_by_the_next_poll_and_the_drain_waits() -> None:
+    bench = Bench()
+    leaving = bench.assign(0)
+    bench.deliver((0, 5, 1))
+    await bench.handover.poll()
+
+    def fail(gone: Withdrawn) -> list[OffsetRange]:
+        raise ValueError(gone)
+
+    bench.handover.on_leaving = fail
+    drain = Drain([leaving])
+    bench.handover.revoking(drain)
+    assert not drain.done.is_set()
+    with pytest.raises(ValueError, match="'t', 0, 1"):
+        await bench.handover.poll()
+
+
 async def test_closing_ends_every_drain_that_is_and_that_comes() -> None:
     bench = Bench()
     one, two = Drain([bench.assign(0)]), Drain([bench.assign(1)])

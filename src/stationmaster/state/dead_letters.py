@@ -65,7 +65,7 @@ class DeadLettersTable:
             rows = size = 0
             with transaction(connection):
                 for letter in letters:
-                    if connection.execute(_HELD, _identity(letter)).fetchone():
+                    if connection.execute(_HELD, letter.identity).fetchone():
                         continue
                     row = _row(letter, first_seen)
                     # Files that were made before letters were told apart by their value hold one of each place.
@@ -86,17 +86,6 @@ class DeadLettersTable:
         """See `stationmaster.state.database.Table`."""
         rows, size, oldest_at = connection.execute(_COUNT).fetchone()
         self.tally = Tally(rows=rows, bytes=size, oldest_at=oldest_at)
-
-
-def _identity(letter: DeadLetter) -> tuple[str, int, int, int, str, bytes | None]:
-    return (
-        letter.topic,
-        letter.partition,
-        letter.offset,
-        letter.timestamp_ms,
-        letter.batch_id,
-        letter.value,
-    )
 
 
 def _row(letter: DeadLetter, first_seen: float) -> _Row:

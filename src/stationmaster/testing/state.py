@@ -6,7 +6,7 @@ With `stationmaster.state.open_outbox(MemoryOutboxRows(), ...)` the whole outbox
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from stationmaster.batch import DeadLetter, OffsetRange
-
-_Key: TypeAlias = tuple[str, int, int, int, str, bytes | None]
 
 
 def _steps(steps: Iterable[StoreError | None]) -> deque[StoreError | None]:
@@ -163,7 +161,7 @@ class MemoryDeadLetters:
 
     max_bytes: int = 1024 * 1024
     disk: Disk = attrs.field(factory=Disk)
-    _letters: dict[_Key, DeadLetter] = attrs.field(factory=dict, init=False)
+    _letters: dict[tuple[object, ...], DeadLetter] = attrs.field(factory=dict, init=False)
 
     @property
     def letters(self) -> list[DeadLetter]:
@@ -176,7 +174,7 @@ class MemoryDeadLetters:
         new = {
             key: letter
             for letter in reversed(letters)
-            if (key := _key(letter)) not in self._letters
+            if (key := letter.identity) not in self._letters
         }
         held = sum(map(_size, self._letters.values()))
         _check_room(len(self._letters), held, sum(map(_size, new.values())), self.max_bytes)
@@ -185,18 +183,6 @@ class MemoryDeadLetters:
     def clear(self) -> None:
         """Let all of them go, as an operator does."""
         self._letters.clear()
-
-
-def _key(letter: DeadLetter) -> _Key:
-    value = None if letter.batch_id else letter.value  # a body is made anew
-    return (
-        letter.topic,
-        letter.partition,
-        letter.offset,
-        letter.timestamp_ms,
-        letter.batch_id,
-        value,
-    )
 
 
 def _size(letter: DeadLetter) -> int:
